@@ -1,0 +1,61 @@
+"""What an engine is: the one thing that turns a job into files.
+
+An engine runs inside a slot's child process, one job at a time, synchronously. It knows nothing of HTTP, of
+the queue or of storage, and no other engine. It may be killed at any moment.
+"""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Literal, Protocol
+
+import msgspec
+
+from rushes.catalog.model import Model
+from rushes.requests.record import Progress
+
+Report = Callable[[Progress], None]
+"""Called by an engine as often as it likes; the worker thins it out."""
+
+
+class Job(msgspec.Struct, frozen=True):
+    """One attempt at one request.
+
+    ``roles`` maps each role of the model's inputs to its value; the role "resolution" is already
+    ``(width, height)`` in pixels, and image and video roles are local paths of checked files (images: RGB PNG
+    or a sample's PNG, upright, without alpha). ``input`` holds the raw values by field name.
+    """
+
+    request_id: str
+    attempt: int
+    model: Model
+    input: dict[str, Any]
+    roles: dict[str, Any]
+    files: dict[str, Path]
+    """Local paths of the input files by field name."""
+    output_dir: Path
+    """An empty folder for the engine; the worker stores what the engine returns and removes it."""
+
+
+class Produced(msgspec.Struct, frozen=True):
+    """One file that the engine made, with what is in it: sizes in pixels, fps in frames per second."""
+
+    path: Path
+    kind: Literal["image", "video"]
+    content_type: str
+    width: int
+    height: int
+    frames: int = 1
+    fps: float | None = None
+
+
+class Engine(Protocol):
+    """Implementations raise :class:`rushes.errors.EngineError` for failures that a user should read."""
+
+    name: str
+    """The word by which results, logs and tables name the engine."""
+
+    def warm(self, model: Model) -> None:
+        """Load what ``model`` needs; called before the first job of a model. May take minutes."""
+
+    def run(self, job: Job, report: Report) -> list[Produced]:
+        """Generate. Blocks until the files are complete on disk."""

@@ -1,0 +1,181 @@
+"""Every setting: one frozen object, read once, from RUSHES_* variables and an optional rushes.toml.
+
+The environment wins over the file. `docs/settings.md` documents each one; a test holds it to this module.
+"""
+
+import os
+import tomllib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any, Final
+
+import msgspec
+from msgspec import Meta
+
+from rushes.errors import SettingsError
+
+PREFIX: Final = "RUSHES_"
+
+
+def _help(text: str, **bounds: Any) -> Meta:
+    return Meta(description=text, **bounds)
+
+
+class Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """All settings with their defaults."""
+
+    # where things are
+    data_dir: Annotated[Path, _help("Folder of the SQLite store and of local files.")] = Path("rushes-data")
+    database_url: Annotated[
+        str, _help("PostgreSQL address (`postgresql://…`). Empty: SQLite in the data directory.")
+    ] = ""
+    storage_url: Annotated[
+        str,
+        _help(
+            "Where files are kept: empty for `files` in the data directory, or `s3://bucket/prefix`, "
+            "`gs://bucket/prefix`, `az://container/prefix`. Credentials as each vendor's own variables."
+        ),
+    ] = ""
+    models_dir: Annotated[
+        Path | None, _help("Folder with models of your own; read again when it changes.")
+    ] = None
+
+    # gateway
+    host: Annotated[str, _help("Address to listen on.")] = "127.0.0.1"
+    port: Annotated[int, _help("Port to listen on; 0 takes a free one.", ge=0, le=65535)] = 8000
+    public_url: Annotated[
+        str, _help("Base of the URLs in answers. Empty: taken from the request's Host header.")
+    ] = ""
+    cors_origins: Annotated[
+        tuple[str, ...], _help("Origins that browsers may call from, comma-separated; `*` for all.")
+    ] = ()
+    trusted_proxies: Annotated[
+        str, _help("Addresses whose X-Forwarded-Proto and -For are believed, comma-separated; `*` for all.")
+    ] = "127.0.0.1"
+    max_body_bytes: Annotated[int, _help("Largest JSON body, in bytes.", ge=1024)] = 64 * 1024 * 1024
+    rate_limit: Annotated[
+        float, _help("Submits per second and key, with bursts of ten times that; 0 for no limit.", ge=0)
+    ] = 0.0
+    queue_limit: Annotated[int, _help("Waiting requests per key; 0 for no limit.", ge=0)] = 0
+    access_log: Annotated[bool, _help("One JSON line per HTTP request on standard error.")] = True
+    output_url_seconds: Annotated[
+        int, _help("How long an output's signed URL stays valid, in seconds.", ge=1)
+    ] = 24 * 3600
+    key_cache_seconds: Annotated[
+        float, _help("How long a revoked key may go on working on PostgreSQL, in seconds.", ge=0)
+    ] = 1.0
+
+    # workers
+    workers: Annotated[
+        int, _help("Engine slots that `rushes serve` runs on this machine: requests at once.", ge=0)
+    ] = 1
+    engine: Annotated[
+        str, _help("Engine of local slots: `draft`, or `module:factory` for one of your own.")
+    ] = "draft"
+    models: Annotated[str, _help("Which models the workers serve, as comma-separated patterns.")] = "*"
+    lease_seconds: Annotated[
+        float, _help("A worker that gives no sign of life for so long loses its requests.", gt=0)
+    ] = 15.0
+    attempt_limit: Annotated[
+        int, _help("How often a request is tried when its engine process dies.", ge=1)
+    ] = 3
+    warm_age_seconds: Annotated[
+        float, _help("How long a waiting request may be passed over for a loaded model.", ge=0)
+    ] = 30.0
+    account_limit: Annotated[
+        int, _help("Requests of one account that may run at once; 0 for no limit.", ge=0)
+    ] = 0
+    drain_seconds: Annotated[
+        float, _help("How long a stopping worker lets running requests finish.", ge=0)
+    ] = 30.0
+    draft_mark: Annotated[bool, _help("Burn a small draft mark into what the draft engine makes.")] = True
+
+    # inputs
+    fetch_allow: Annotated[
+        tuple[str, ...],
+        _help("Private networks that input URLs may point into, comma-separated (`10.0.0.0/8`)."),
+    ] = ()
+    fetch_seconds: Annotated[float, _help("Total time to fetch one input file, in seconds.", gt=0)] = 60.0
+    fetch_concurrency: Annotated[int, _help("Input files fetched at once by a worker.", ge=1)] = 8
+    max_image_bytes: Annotated[int, _help("Largest input image, in bytes.", ge=1)] = 50_000_000
+    max_video_bytes: Annotated[int, _help("Largest input video, in bytes.", ge=1)] = 100_000_000
+    max_image_pixels: Annotated[int, _help("Largest input image, in pixels.", ge=1)] = 100_000_000
+
+    # outputs
+    retention_days: Annotated[
+        float, _help("Days after which ended requests lose their files; 0 keeps them.", ge=0)
+    ] = 0.0
+
+
+def setting_names() -> tuple[str, ...]:
+    return tuple(f.name for f in msgspec.structs.fields(Settings))
+
+
+def setting_help(name: str) -> str:
+    """The sentence that documents a setting."""
+    info = msgspec.inspect.type_info(Settings)
+    assert isinstance(info, msgspec.inspect.StructType)
+    for field in info.fields:
+        if field.name == name:
+            meta = field.type
+            assert isinstance(meta, msgspec.inspect.Metadata)
+            return str((meta.extra_json_schema or {}).get("description", ""))
+    raise KeyError(name)
+
+
+def load(environ: Mapping[str, str] | None = None, *, file: Path | None = None, **overrides: Any) -> Settings:
+    """Read the settings: defaults, then the file, then the environment, then ``overrides`` that are not None.
+
+    ``file`` defaults to ``$RUSHES_CONFIG`` or ``./rushes.toml`` where that exists. Raises SettingsError that
+    names the setting and where it was set.
+    """
+    environ = os.environ if environ is None else environ
+    values: dict[str, Any] = {}
+    origin: dict[str, str] = {}
+    named = environ.get("RUSHES_CONFIG")
+    path = file or (Path(named) if named else Path("rushes.toml"))
+    if path.exists():
+        try:
+            table = tomllib.loads(path.read_text("utf-8"))
+        except (tomllib.TOMLDecodeError, UnicodeDecodeError, OSError) as error:
+            raise SettingsError(f"{path}: {error}") from None
+        for name, value in table.items():
+            values[name], origin[name] = value, str(path)
+    elif file or named:
+        raise SettingsError(f"{path}: this settings file does not exist")
+    known = set(setting_names())
+    for variable, text in environ.items():
+        name = variable.removeprefix(PREFIX).lower()
+        if variable.startswith(PREFIX) and name in known:
+            values[name], origin[name] = text, variable
+    for name, value in overrides.items():
+        if value is not None:
+            values[name], origin[name] = value, f"--{name.replace('_', '-')}"
+    unknown = sorted(set(values) - known)
+    if unknown:
+        raise SettingsError(f"{origin[unknown[0]]}: there is no setting {unknown[0]!r}; see docs/settings.md")
+    return _convert(values, origin)
+
+
+def _convert(values: dict[str, Any], origin: dict[str, str]) -> Settings:
+    types = msgspec.structs.fields(Settings)
+    converted: dict[str, Any] = {}
+    for field in types:
+        if field.name not in values:
+            continue
+        value = values[field.name]
+        if isinstance(value, str) and isinstance(field.default, tuple):
+            value = tuple(part.strip() for part in value.split(",") if part.strip())
+        elif isinstance(value, str) and isinstance(field.default, bool):
+            value = {"on": True, "yes": True, "off": False, "no": False}.get(value.lower(), value)
+        elif isinstance(value, Path):
+            value = str(value)
+        try:
+            converted[field.name] = msgspec.convert(
+                value, field.type, strict=False, dec_hook=lambda type_, text: type_(text)
+            )
+        except (msgspec.ValidationError, TypeError, ValueError) as error:
+            raise SettingsError(
+                f"{origin[field.name]}: {field.name} cannot be {values[field.name]!r}: {error}"
+            ) from None
+    return Settings(**converted)
