@@ -1,0 +1,1 @@
+SELECT state, count(*) FROM requests GROUP BY state

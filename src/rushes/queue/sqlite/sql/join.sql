@@ -1,0 +1,2 @@
+INSERT OR REPLACE INTO workers (id, host, pid, slots, models, engine, owner, wake_port, beat, started_at)
+VALUES (:id, :host, :pid, :slots, :models, :engine, :owner, :wake_port, :beat, :started_at)

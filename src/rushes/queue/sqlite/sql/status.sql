@@ -1,0 +1,1 @@
+SELECT account, seq, model, state, priority, progress FROM requests WHERE id = ?

@@ -1,0 +1,1 @@
+SELECT wake_port FROM workers WHERE wake_port <> 0
