@@ -181,9 +181,7 @@ class EngineError(RushesError):
     part of a workflow at fault, where there is one; ``retryable`` says whether another attempt may help.
     """
 
-    def __init__(
-        self, reason: str, message: str, *, node: str | None = None, retryable: bool = False
-    ) -> None:
+    def __init__(self, reason: str, message: str, *, node: str | None = None, retryable: bool = False) -> None:
         self.reason, self.node, self.retryable = reason, node, retryable
         super().__init__(message)
 

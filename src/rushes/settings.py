@@ -36,9 +36,9 @@ class Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
             "`gs://bucket/prefix`, `az://container/prefix`. Credentials as each vendor's own variables."
         ),
     ] = ""
-    models_dir: Annotated[
-        Path | None, _help("Folder with models of your own; read again when it changes.")
-    ] = None
+    models_dir: Annotated[Path | None, _help("Folder with models of your own; read again when it changes.")] = (
+        None
+    )
 
     # gateway
     host: Annotated[str, _help("Address to listen on.")] = "127.0.0.1"
@@ -76,18 +76,16 @@ class Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
     lease_seconds: Annotated[
         float, _help("A worker that gives no sign of life for so long loses its requests.", gt=0)
     ] = 15.0
-    attempt_limit: Annotated[
-        int, _help("How often a request is tried when its engine process dies.", ge=1)
-    ] = 3
+    attempt_limit: Annotated[int, _help("How often a request is tried when its engine process dies.", ge=1)] = 3
     warm_age_seconds: Annotated[
         float, _help("How long a waiting request may be passed over for a loaded model.", ge=0)
     ] = 30.0
     account_limit: Annotated[
         int, _help("Requests of one account that may run at once; 0 for no limit.", ge=0)
     ] = 0
-    drain_seconds: Annotated[
-        float, _help("How long a stopping worker lets running requests finish.", ge=0)
-    ] = 30.0
+    drain_seconds: Annotated[float, _help("How long a stopping worker lets running requests finish.", ge=0)] = (
+        30.0
+    )
     draft_mark: Annotated[bool, _help("Burn a small draft mark into what the draft engine makes.")] = True
 
     # inputs

@@ -46,9 +46,7 @@ class Writer:
         self._thread = threading.Thread(target=self._work, name="rushes-sqlite-writer", daemon=True)
         self._thread.start()
 
-    def run(
-        self, operation: Callable[[sqlite3.Connection], T], *, wakes: bool = False
-    ) -> "asyncio.Future[T]":
+    def run(self, operation: Callable[[sqlite3.Connection], T], *, wakes: bool = False) -> "asyncio.Future[T]":
         """Have ``operation`` run inside a transaction; the future ends after the commit.
 
         The operation may run twice (when a neighbour in its group failed): it must touch nothing but the

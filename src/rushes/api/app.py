@@ -1,0 +1,89 @@
+"""The application: all routes in one place."""
+
+from pathlib import Path
+
+from starlette.applications import Starlette
+from starlette.exceptions import HTTPException
+from starlette.middleware.cors import CORSMiddleware
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.routing import Route
+from starlette.types import ASGIApp
+
+from rushes.api.files import Files
+from rushes.api.gateway import Gateway
+from rushes.api.http import error_body, error_headers
+from rushes.api.models import Models
+from rushes.api.outputs import Outputs
+from rushes.errors import MalformedRequest, MethodNotAllowed, NotFound, RushesError
+from rushes.media.inspector import Inspector
+from rushes.media.storage import Storage
+from rushes.queue.base import Store
+from rushes.service.core import Service
+from rushes.settings import Settings
+
+
+def make_app(
+    settings: Settings,
+    *,
+    service: Service,
+    store: Store,
+    storage: Storage,
+    inspector: Inspector,
+    scratch: Path,
+) -> ASGIApp:
+    """The gateway as an ASGI application. Everything it needs is open already and closed by the caller."""
+    models = Models(service, store)
+    files = Files(settings, service, store, storage, inspector, scratch)
+    outputs = Outputs(service, storage)
+    others = Starlette(
+        routes=[
+            Route("/", models.front),
+            Route("/healthz", models.health),
+            Route("/openapi.json", models.server_document),
+            Route("/v1/models", models.listing),
+            Route("/v1/models/categories", models.categories),
+            Route("/v1/models/{model_id:path}/openapi.json", models.model_document),
+            Route("/v1/models/{model_id:path}", models.one),
+            Route("/v1/files", files.upload, methods=["POST"]),
+            Route("/v1/files/{file_id}", files.describe),
+            Route("/outputs/{key:path}", outputs.serve),
+        ],
+        exception_handlers={RushesError: _refuse, HTTPException: _refuse_http},
+    )
+    gateway: ASGIApp = Gateway(service, settings, others)
+    if settings.cors_origins:
+        gateway = CORSMiddleware(
+            gateway,
+            allow_origins=settings.cors_origins,
+            allow_methods=["*"],
+            allow_headers=["*"],
+            expose_headers=["X-Request-Id", "Retry-After", "Content-Range", "ETag"],
+        )
+    return gateway
+
+
+async def _refuse(_: Request, error: Exception) -> Response:
+    assert isinstance(error, RushesError)
+    return Response(
+        error_body(error),
+        error.status,
+        headers=dict(error_headers(error)),
+        media_type="application/json",
+    )
+
+
+async def _refuse_http(request: Request, error: Exception) -> Response:
+    assert isinstance(error, HTTPException)
+    translated: RushesError
+    if error.status_code == 404:
+        translated = NotFound("There is nothing at this address; /openapi.json lists what there is.")
+    elif error.status_code == 405:
+        allowed = (error.headers or {}).get("Allow", "another method")
+        translated = MethodNotAllowed(f"This address takes {allowed}.")
+    else:
+        translated = MalformedRequest(str(error.detail))
+    response = await _refuse(request, translated)
+    for name, value in (error.headers or {}).items():
+        response.headers[name] = value
+    return response

@@ -1,0 +1,34 @@
+"""`rushes serve`."""
+
+from pathlib import Path
+
+import click
+
+from rushes.cli.options import config_option, data_dir_option, load
+
+
+@click.command()
+@click.option("--host", help="Address to listen on (default: 127.0.0.1).")
+@click.option("--port", type=int, help="Port to listen on (default: 8000; 0 takes a free one).")
+@data_dir_option
+@click.option("--workers", type=int, help="Engine slots on this machine (default: 1; 0 for the gateway alone).")
+@click.option("--engine", help="Engine of the local slots (default: draft).")
+@config_option
+def serve(
+    host: str | None,
+    port: int | None,
+    data_dir: Path | None,
+    workers: int | None,
+    engine: str | None,
+    config: Path | None,
+) -> None:
+    """Run the server: gateway, store and local workers.
+
+    The first start makes an API key and shows it once. SIGTERM and Ctrl-C finish what is running and stop.
+    """
+    from rushes import log
+    from rushes.cli.supervisor import run_server
+
+    settings = load(config, host=host, port=port, data_dir=data_dir, workers=workers, engine=engine)
+    log.configure()
+    run_server(settings)

@@ -1,0 +1,35 @@
+"""The log: one JSON object a line on standard error. No keys, no prompts, no signatures go in here."""
+
+import logging
+import sys
+import time
+from typing import Any
+
+import orjson
+
+
+def event(name: str, **fields: Any) -> None:
+    """Write one line: the time (seconds since the epoch), what happened, and its fields."""
+    text = orjson.dumps({"time": round(time.time(), 3), "event": name, **fields}, default=str) + b"\n"
+    try:
+        sys.stderr.buffer.write(text)
+        sys.stderr.buffer.flush()
+    except (OSError, ValueError, AttributeError):
+        return  # nobody reads any more; the work goes on
+
+
+class _Lines(logging.Handler):
+    """Brings what libraries log into the same form."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        fields: dict[str, Any] = {"level": record.levelname.lower(), "logger": record.name}
+        if record.exc_info:
+            fields["traceback"] = logging.Formatter().formatException(record.exc_info)
+        event("log", message=record.getMessage(), **fields)
+
+
+def configure(level: int = logging.WARNING) -> None:
+    """Send the log records of libraries, from ``level`` up, through :func:`event`."""
+    root = logging.getLogger()
+    root.handlers[:] = [_Lines()]
+    root.setLevel(level)

@@ -1,0 +1,217 @@
+"""submit · status · result · cancel, and what a wire needs beside them. No HTTP, no SQL, no engine.
+
+Every wire (RunComfy's, and those to come) translates to these calls and translates their answers.
+"""
+
+import hmac
+import time
+from collections.abc import Callable
+from typing import Any, Final, Literal
+
+import msgspec
+import orjson
+
+from rushes.catalog.load import Catalog, Entry
+from rushes.errors import (
+    InvalidIdentifier,
+    InvalidInput,
+    MediaError,
+    NotFound,
+    RateLimited,
+    RushesError,
+    Unauthorized,
+)
+from rushes.media import links
+from rushes.media.fetch import FetchPolicy
+from rushes.media.storage import Storage
+from rushes.queue.base import Store
+from rushes.requests.ids import AccountId, RequestId, is_request_id, new_request_id
+from rushes.requests.limits import RateLimiter
+from rushes.requests.record import Key, NewRequest, Output, Request, Source, StatusView
+from rushes.service.keys import key_hash
+from rushes.service.sources import OUTPUT_ROUTE, Sources, upload_key
+from rushes.settings import Settings
+
+_WORKERS_SECONDS: Final = 1.0
+
+
+class Status(msgspec.Struct, frozen=True):
+    """A request's state, and its place in the queue while it waits (1 for the next one)."""
+
+    view: StatusView
+    position: int | None
+
+
+class Service:
+    """What a request can have done to it. ``secret`` signs links to outputs."""
+
+    def __init__(
+        self,
+        settings: Settings,
+        *,
+        store: Store,
+        storage: Storage,
+        catalog: Catalog,
+        policy: FetchPolicy,
+        secret: bytes,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._settings = settings
+        self._store = store
+        self._storage = storage
+        self._catalog = catalog
+        self._clock = clock
+        self._secret = secret
+        self._sources = Sources(store, storage, policy, secret)
+        self._limiter = RateLimiter(settings.rate_limit)
+        self._lanes: dict[str, list[str] | None] = {}
+        self._lanes_at = float("-inf")
+
+    # -- who is asking ----------------------------------------------------------------------------------
+    async def authenticate(self, key: str) -> Key:
+        """The key's record. Raises Unauthorized where there is none, or where it was revoked."""
+        hash_ = key_hash(key)
+        found = await self._store.find_key(hash_)
+        if found is None or not hmac.compare_digest(found.hash, hash_) or found.revoked_at is not None:
+            raise Unauthorized
+        return found
+
+    # -- the catalog ------------------------------------------------------------------------------------
+    @property
+    def catalog(self) -> Catalog:
+        """The catalog, with what has changed on the disk in the last second."""
+        self._catalog.refresh_if_due(self._clock())
+        return self._catalog
+
+    def model(self, model_id: str) -> Entry:
+        """Raises NotFound, with what to do about it."""
+        entry = self.catalog.get(model_id)
+        if entry is None:
+            raise NotFound(f"There is no model {model_id[:200]!r} here. GET /v1/models lists those there are.")
+        return entry
+
+    # -- the request's way ------------------------------------------------------------------------------
+    async def submit(
+        self, caller: Key, model_id: str, body: bytes, *, base_url: str, priority: int = 0
+    ) -> RequestId:
+        """Validate and store. When this returns, the request survives whatever happens next.
+
+        Raises NotFound (model), MalformedRequest, InvalidInput (all failing fields), RateLimited, QueueFull,
+        StoreUnavailable.
+        """
+        wait = self._limiter.take(caller.id, self._clock())
+        if wait:
+            raise RateLimited(retry_after=wait)
+        entry = self.model(model_id)
+        valid = entry.validator.validate(body)
+        id_ = new_request_id()
+        text = valid.json
+        sources: dict[str, Source] = {}
+        if valid.files:
+            shown = dict(valid.input)
+            sources = await self._resolve(id_, entry, valid.files, shown, caller.account, base_url)
+            if shown != valid.input:
+                text = orjson.dumps(shown)
+        new = NewRequest(id_, caller.account, caller.id, model_id, text, sources, priority)
+        try:
+            await self._store.submit(new, queue_limit=self._settings.queue_limit)
+        except RushesError:
+            await self._forget_uploads(new)
+            raise
+        return id_
+
+    async def _forget_uploads(self, new: NewRequest) -> None:
+        """What a data URI brought is of no use without its request."""
+        prefix = f"uploads/{new.id}/"
+        if any(source.value.startswith(prefix) for source in new.sources.values()):
+            await self._storage.delete_prefix(prefix)
+
+    async def _resolve(
+        self,
+        id_: RequestId,
+        entry: Entry,
+        files: dict[str, str],
+        shown: dict[str, Any],
+        account: AccountId,
+        base_url: str,
+    ) -> dict[str, Source]:
+        kinds = entry.model.files()
+        sources: dict[str, Source] = {}
+        detail: list[dict[str, Any]] = []
+        for number, (name, value) in enumerate(files.items(), 1):
+            try:
+                sources[name], shown[name] = await self._sources.resolve(
+                    value,
+                    kinds[name],
+                    account=account,
+                    base_url=base_url,
+                    upload_key=upload_key(id_, number),
+                )
+            except MediaError as error:
+                detail.append({"loc": [name], "msg": f"{name}: {error.message}", "type": error.reason})
+        if detail:
+            await self._storage.delete_prefix(f"uploads/{id_}/")
+            messages = "; ".join(entry["msg"] for entry in detail)
+            raise InvalidInput(f"The input does not fit: {messages}.", detail=detail)
+        return sources
+
+    async def status(self, caller: Key, id_: str) -> Status:
+        """Raises InvalidIdentifier, NotFound (unknown, or another account's)."""
+        request_id = _request_id(id_)
+        view = await self._store.status(request_id, caller.account)
+        if view is None:
+            raise _unknown()
+        if view.state != "queued":
+            return Status(view, None)
+        return Status(view, await self._store.position(view, await self._lane(view.model)))
+
+    async def result(self, caller: Key, id_: str) -> tuple[Request, int | None]:
+        """The whole record, and the position while queued. Raises as :meth:`status`."""
+        found = await self._store.get(_request_id(id_), caller.account)
+        if found is None:
+            raise _unknown()
+        if found.state != "queued":
+            return found, None
+        view = StatusView(found.seq, found.model, found.state, found.priority, None)
+        return found, await self._store.position(view, await self._lane(found.model))
+
+    async def cancel(self, caller: Key, id_: str) -> tuple[Literal["cancelled", "not_cancellable"], StatusView]:
+        """Cancel while queued. Raises as :meth:`status`."""
+        request_id = _request_id(id_)
+        outcome = await self._store.cancel(request_id, caller.account)
+        view = await self._store.status(request_id, caller.account)
+        if outcome is None or view is None:
+            raise _unknown()
+        return outcome, view
+
+    async def _lane(self, model: str) -> list[str] | None:
+        """The models that compete with this one: those of every worker that serves it. None: all."""
+        now = self._clock()
+        if now - self._lanes_at > _WORKERS_SECONDS:
+            self._lanes_at = now
+            self._lanes = {}
+            self._workers = await self._store.workers()
+        if model not in self._lanes:
+            together = {m for worker in self._workers if model in worker.models for m in worker.models}
+            everything = {entry.model.id for entry in self._catalog.entries()}
+            self._lanes[model] = None if not together or together >= everything else sorted(together)
+        return self._lanes[model]
+
+    # -- outputs ----------------------------------------------------------------------------------------
+    def output_url(self, output: Output, base_url: str) -> str:
+        """A fresh signed link, valid for the time in the settings."""
+        expires = int(time.time()) + self._settings.output_url_seconds
+        return f"{base_url}{OUTPUT_ROUTE}{output.key}?{links.sign(self._secret, output.key, expires)}"
+
+    def may_read(self, key: str, expires: int, signature: str) -> bool:
+        return links.verify(self._secret, key, expires, signature, time.time())
+
+
+def _request_id(text: str) -> RequestId:
+    if not is_request_id(text):
+        raise InvalidIdentifier(f"{text[:80]!r} is no request id: it has the form of a UUID in lower case.")
+    return RequestId(text)
+
+
+def _unknown() -> NotFound:
+    return NotFound("There is no request with this id for this key.")

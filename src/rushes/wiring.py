@@ -1,0 +1,270 @@
+"""The only file that names concrete parts: which store, which engine, which storage.
+
+Also the entry of the processes that a server consists of: ``python -m rushes.wiring gateway | worker | slot``.
+They get their settings from the supervisor through the environment (the command line shows in `ps`, and a
+database address can hold a password).
+"""
+
+import asyncio
+import contextlib
+import importlib
+import os
+import shutil
+import signal
+import socket
+import sys
+import tempfile
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Final
+
+import msgspec
+
+from rushes import log
+from rushes.engines.base import Engine
+from rushes.errors import SettingsError
+from rushes.queue.base import Store
+from rushes.settings import Settings
+
+CHILD_SETTINGS: Final = "RUSHES_CHILD_SETTINGS"
+DATABASE: Final = "rushes.db"
+SLOT_COMMAND: Final = (sys.executable, "-m", "rushes.wiring", "slot")
+
+
+# -- parts ----------------------------------------------------------------------------------------------
+
+
+def make_store(settings: Settings) -> Store:
+    """The store of these settings, not yet open."""
+    if not settings.database_url:
+        from rushes.queue.sqlite.store import SqliteStore
+
+        return SqliteStore(settings.data_dir / DATABASE)
+    if settings.database_url.startswith(("postgresql://", "postgres://")):
+        from rushes.queue.postgres.store import PostgresStore
+
+        return PostgresStore(settings.database_url, key_cache_seconds=settings.key_cache_seconds)
+    raise SettingsError(
+        "database_url must begin with postgresql:// (or be empty, for SQLite in the data directory)"
+    )
+
+
+@asynccontextmanager
+async def opened_store(settings: Settings) -> AsyncIterator[Store]:
+    store = make_store(settings)
+    await store.open()
+    try:
+        yield store
+    finally:
+        await store.close()
+
+
+def make_engine(settings: Settings) -> Engine:
+    """The engine that local slots run. Raises SettingsError where the name says nothing."""
+    if settings.engine == "draft":
+        from rushes.engines.draft.engine import DraftEngine
+
+        return DraftEngine(mark=settings.draft_mark)
+    if settings.engine == "noop":
+        from rushes.engines.noop import NoopEngine
+
+        return NoopEngine()
+    module, colon, factory = settings.engine.partition(":")
+    if not colon:
+        raise SettingsError(f"engine cannot be {settings.engine!r}: there is `draft`, or `module:factory`")
+    try:
+        made: Engine = getattr(importlib.import_module(module), factory)()
+    except (ImportError, AttributeError) as error:
+        raise SettingsError(f"engine {settings.engine!r} cannot be loaded: {error}") from error
+    return made
+
+
+def scratch_root(settings: Settings) -> Path:
+    root = settings.data_dir / "scratch"
+    root.mkdir(mode=0o700, parents=True, exist_ok=True)
+    return root
+
+
+@contextlib.contextmanager
+def scratch_folder(settings: Settings) -> Iterator[Path]:
+    """A folder for files on their way; gone when the process ends in an orderly way."""
+    folder = Path(tempfile.mkdtemp(dir=scratch_root(settings), prefix=f"{os.getpid()}-")).resolve()
+    try:
+        yield folder
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+# -- the gateway's process ------------------------------------------------------------------------------
+
+
+async def run_gateway(settings: Settings, listener: socket.socket) -> None:
+    """Serve until SIGTERM; then answer what is in flight and return."""
+    import uvicorn
+
+    from rushes.api.app import make_app
+    from rushes.catalog.load import Catalog
+    from rushes.media.fetch import policy_from
+    from rushes.media.inspector import Inspector
+    from rushes.media.storage import open_storage
+    from rushes.service.core import Service
+
+    async with contextlib.AsyncExitStack() as stack:
+        store = await stack.enter_async_context(opened_store(settings))
+        storage = open_storage(settings)
+        inspector = Inspector(max_pixels=settings.max_image_pixels)
+        stack.push_async_callback(inspector.close)
+        scratch = stack.enter_context(scratch_folder(settings))
+        catalog = Catalog.load(settings.models_dir)
+        for problem in catalog.broken:
+            log.event("model not usable", error=problem.message)
+        service = Service(
+            settings,
+            store=store,
+            storage=storage,
+            catalog=catalog,
+            policy=policy_from(settings),
+            secret=await store.secret("links"),
+        )
+        app = make_app(
+            settings, service=service, store=store, storage=storage, inspector=inspector, scratch=scratch
+        )
+        await _welcome(settings, store, listener)
+
+        class Server(uvicorn.Server):
+            """uvicorn, leaving signals to us."""
+
+            @contextlib.contextmanager
+            def capture_signals(self) -> Iterator[None]:
+                yield
+
+        server = Server(
+            uvicorn.Config(
+                app,
+                loop="none",
+                http="httptools",
+                ws="none",
+                lifespan="off",
+                log_config=None,
+                access_log=False,
+                server_header=False,
+                proxy_headers=True,
+                forwarded_allow_ips=settings.trusted_proxies,
+                backlog=2048,
+                timeout_keep_alive=75,
+                timeout_graceful_shutdown=10,
+            )
+        )
+        loop = asyncio.get_running_loop()
+        loop.add_signal_handler(signal.SIGTERM, lambda: setattr(server, "should_exit", True))
+        # The switch between the loop and the store's writer thread should not wait for the default 5 ms.
+        sys.setswitchinterval(0.0005)
+        await server.serve(sockets=[listener])
+
+
+async def _welcome(settings: Settings, store: Store, listener: socket.socket) -> None:
+    """Say where we listen; on the very first start make a key and show it, once."""
+    from rushes.service.keys import new_key
+
+    host, port = listener.getsockname()[:2]
+    shown = f"[{host}]" if ":" in host else host
+    lines = [f"Rushes listens on http://{shown}:{port}"]
+    if settings.workers:
+        lines.append(f"Engine of the {settings.workers} local slot(s): {settings.engine}")
+    if settings.engine == "draft" and settings.workers:
+        lines.append("  It makes animatics on the CPU to build and test against, not generations.")
+    if not await store.list_keys():
+        key, record = new_key("first")
+        await store.add_key(record)
+        lines.append(f"Your API key, shown this once: {key}")
+    print("\n".join(lines), flush=True)
+
+
+# -- the worker's process -------------------------------------------------------------------------------
+
+
+async def run_worker(settings: Settings, owner: str = "") -> None:
+    """Work until SIGTERM or SIGINT, then drain; a second signal ends at once.
+
+    With an ``owner`` (the supervising server's id), workers of that owner that are still on the list are dead:
+    a server runs one worker process, so their leases are ended now instead of after the lease time.
+    """
+    from rushes.catalog.load import Catalog
+    from rushes.media.inspector import Inspector
+    from rushes.media.storage import open_storage
+    from rushes.worker.lease import worker_lost
+    from rushes.worker.loop import Worker
+
+    stop = asyncio.Event()
+    loop = asyncio.get_running_loop()
+
+    def on_signal() -> None:
+        if stop.is_set():
+            os._exit(130)
+        stop.set()
+
+    loop.add_signal_handler(signal.SIGTERM, on_signal)
+    if not owner:
+        loop.add_signal_handler(signal.SIGINT, on_signal)
+    async with contextlib.AsyncExitStack() as stack:
+        store = await stack.enter_async_context(opened_store(settings))
+        if owner:
+            for worker in await store.workers():
+                if worker.owner == owner:
+                    await store.bury(worker.id, worker_lost(), settings.attempt_limit)
+        inspector = Inspector(max_pixels=settings.max_image_pixels)
+        stack.push_async_callback(inspector.close)
+        os.environ[CHILD_SETTINGS] = encode_settings(settings)
+        worker_loop = Worker(
+            settings,
+            store=store,
+            storage=open_storage(settings),
+            catalog=Catalog.load(settings.models_dir),
+            inspector=inspector,
+            scratch=stack.enter_context(scratch_folder(settings)),
+            slot_command=SLOT_COMMAND,
+            owner=owner,
+        )
+        await worker_loop.run(stop)
+
+
+# -- processes ------------------------------------------------------------------------------------------
+
+
+def encode_settings(settings: Settings) -> str:
+    return msgspec.json.encode(settings, enc_hook=str).decode()
+
+
+def decode_settings(text: str) -> Settings:
+    return msgspec.json.decode(text, type=Settings, dec_hook=lambda type_, value: type_(value))
+
+
+def main(arguments: list[str]) -> None:
+    """Be one of a server's processes."""
+    from rushes.worker.child import main as run_slot
+    from rushes.worker.guard import die_with_parent
+
+    log.configure()
+    settings = decode_settings(os.environ[CHILD_SETTINGS])
+    match arguments:
+        case ["slot"]:
+            run_slot(lambda: make_engine(settings))
+        case ["gateway", descriptor]:
+            die_with_parent()
+            signal.signal(signal.SIGINT, signal.SIG_IGN)
+            import uvloop
+
+            uvloop.run(run_gateway(settings, socket.socket(fileno=int(descriptor))))
+        case ["worker", owner]:
+            die_with_parent()
+            signal.signal(signal.SIGINT, signal.SIG_IGN)
+            asyncio.run(run_worker(settings, owner))
+        case _:
+            raise SystemExit(
+                f"usage: python -m rushes.wiring gateway FD | worker OWNER | slot; got {arguments}"
+            )
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

@@ -1,0 +1,183 @@
+"""One attempt at one request: inputs at hand, engine run, outcome written."""
+
+import asyncio
+import shutil
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from rushes import log
+from rushes.catalog.load import Catalog
+from rushes.catalog.model import Model
+from rushes.catalog.roles import roles_of
+from rushes.catalog.samples import sample_path
+from rushes.engines.base import Job, Produced
+from rushes.errors import EngineError, NotFound, StoreUnavailable
+from rushes.media.storage import Storage
+from rushes.queue.base import Store
+from rushes.requests.record import Failure, Lease, Progress, Source
+from rushes.worker.lease import Held, Leases
+from rushes.worker.outputs import cost_usd, output_prefix, store_outputs, until_written
+from rushes.worker.slot import ChildLost, Slot
+
+
+class Attempts:
+    """Runs attempts. Storing a video overlaps with the slot's next job: see :meth:`run`."""
+
+    def __init__(
+        self,
+        *,
+        store: Store,
+        storage: Storage,
+        catalog: Catalog,
+        leases: Leases,
+        scratch: Path,
+        attempt_limit: int,
+    ) -> None:
+        self._store = store
+        self._storage = storage
+        self._catalog = catalog
+        self._leases = leases
+        self._scratch = scratch
+        self._attempt_limit = attempt_limit
+
+    async def run(self, slot: Slot, lease: Lease) -> Callable[[], Any] | None:
+        """Have the slot work on ``lease``. Answers what is left to do once the slot is free again (store the
+        files, write the outcome) as a coroutine function, or None where the outcome is written already.
+        """
+        entry = self._catalog.get(lease.request.model)
+        if entry is None:
+            await until_written("release", lambda: self._store.release(lease))
+            return None
+        model = entry.model
+        folder = self._scratch / f"{lease.request.id}-{lease.fence}"
+        task = asyncio.current_task()
+        assert task is not None
+        killing: set[asyncio.Task[None]] = set()
+
+        def lost() -> None:
+            killing.add(asyncio.create_task(slot.kill("the lease was lost")))
+
+        held = self._leases.hold(lease, lost)
+        began = time.monotonic()
+        left = None
+        try:
+            job = await self._job(lease, model, folder)
+            produced = await slot.run(job, lambda progress: _show(held, progress))
+            held.on_lost = None
+            held.progress = Progress(fraction=1.0, stage="storing")
+
+            async def deliver() -> None:
+                await self._deliver(held, model, produced, folder, slot.engine, began)
+
+            left = deliver
+        except ChildLost as error:
+            await self._lose(held, Failure(error.code, error.message), slot.engine)
+        except EngineError as error:
+            failure = Failure(error.reason, error.message, node=error.node)
+            if error.retryable:
+                await self._lose(held, failure, slot.engine)
+            else:
+                await self._fail(held, failure, slot.engine)
+        except NotFound:
+            gone = "An input file is no longer in storage. Submit the request again."
+            await self._fail(held, Failure("input_gone", gone), slot.engine)
+        except (StoreUnavailable, OSError) as error:
+            log.event("attempt not started", request=lease.request.id, error=str(error))
+            text = "The worker could not read or write the request's files."
+            await self._lose(held, Failure("worker_storage", text), slot.engine)
+        finally:
+            if left is None:
+                self._leases.drop(held)
+                await asyncio.to_thread(shutil.rmtree, folder, ignore_errors=True)
+        return left
+
+    async def _job(self, lease: Lease, model: Model, folder: Path) -> Job:
+        output_dir = folder / "out"
+        output_dir.mkdir(parents=True)
+        request = lease.request
+        values: dict[str, Any] = msgspec.json.decode(request.input)
+        files = {name: await self._file(source, folder) for name, source in request.sources.items()}
+        roles = roles_of(model, values)
+        roles |= {field.role: files[field.name] for field in model.inputs if field.name in files}
+        return Job(
+            request_id=request.id,
+            attempt=request.attempt,
+            model=model,
+            input=values,
+            roles=roles,
+            files=files,
+            output_dir=output_dir,
+        )
+
+    async def _file(self, source: Source, folder: Path) -> Path:
+        if source.kind == "sample":
+            path = sample_path(source.value)
+            if path is None:
+                raise NotFound
+            return path
+        assert source.key is not None
+        here = self._storage.local_path(source.key)
+        if here is not None:
+            return here
+        copy = folder / Path(source.key).name
+        await self._storage.download(source.key, copy)
+        return copy
+
+    async def _deliver(
+        self, held: Held, model: Model, produced: list[Produced], folder: Path, engine: str, began: float
+    ) -> None:
+        lease = held.lease
+        try:
+            try:
+                outputs = await store_outputs(self._storage, lease, produced)
+            except (StoreUnavailable, OSError) as error:
+                text = "The outputs could not be stored: the operator's storage is full or cannot be reached."
+                await self._lose(held, Failure("output_not_stored", text), engine)
+                log.event("outputs not stored", request=lease.request.id, error=str(error))
+                return
+            cost = cost_usd(model, outputs)
+            written = await until_written("outcome", lambda: self._store.succeed(lease, outputs, cost))
+            if not written:
+                await self._discard(lease)
+            _log_end(lease, engine, "succeeded" if written else "discarded", seconds=time.monotonic() - began)
+        finally:
+            self._leases.drop(held)
+            await asyncio.to_thread(shutil.rmtree, folder, ignore_errors=True)
+
+    async def _discard(self, lease: Lease) -> None:
+        """The outcome belongs to somebody else: our files are in nobody's record."""
+        try:
+            await self._storage.delete_prefix(output_prefix(lease))
+        except StoreUnavailable as error:
+            log.event("stray outputs stay", request=lease.request.id, error=error.message)
+
+    async def _fail(self, held: Held, failure: Failure, engine: str) -> None:
+        lease = held.lease
+        await until_written("failure", lambda: self._store.fail(lease, failure))
+        _log_end(lease, engine, "failed", code=failure.code)
+
+    async def _lose(self, held: Held, failure: Failure, engine: str) -> None:
+        """The attempt gave no outcome through no fault of the request's: another one, up to the limit."""
+        lease = held.lease
+        state = await until_written("loss", lambda: self._store.lose(lease, failure, self._attempt_limit))
+        _log_end(lease, engine, state or "discarded", code=failure.code)
+
+
+def _show(held: Held, progress: Progress) -> None:
+    held.progress = progress
+
+
+def _log_end(lease: Lease, engine: str, state: str, **fields: Any) -> None:
+    log.event(
+        "attempt ended",
+        request=lease.request.id,
+        model=lease.request.model,
+        engine=engine,
+        attempt=lease.request.attempt,
+        state=state,
+        **fields,
+    )
