@@ -1,0 +1,100 @@
+"""How fast to poll, and whether and when to try again. Pure: the caller waits."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Final
+
+from rushes.client._wire import Call, Reply, retry_after
+
+PASSING: Final = frozenset({502, 503, 504})
+"""HTTP statuses of a server that is likely back soon."""
+
+
+class Lost(Exception):
+    """A call without a whole answer. ``sent`` says whether the server may have acted on it.
+
+    Of a download that broke off, ``received`` is how many bytes of the file there are, ``headers`` what its
+    answer began with.
+    """
+
+    def __init__(
+        self, reason: str, *, sent: bool, received: int = 0, headers: Mapping[str, str] | None = None
+    ) -> None:
+        self.reason, self.sent = reason, sent
+        self.received = received
+        self.headers = headers or {}
+        super().__init__(reason)
+
+
+DEFAULT_RETRIES: Final = 5
+
+
+@dataclass(frozen=True)
+class Retries:
+    """When a call that brought nothing is worth another one.
+
+    A call that may be repeated is tried again after a lost connection and after 429, 502, 503 and 504. A
+    submit is tried again only where the server certainly has not accepted it: nothing was sent, or it
+    refused with 429 or 503 and said when to come back.
+    """
+
+    limit: int = DEFAULT_RETRIES
+    """Tries after the first."""
+    limit_unseen: int = 2
+    """Tries after the first to connect to a server that has never answered: it is likely not there."""
+    patience: float = 60.0
+    """The longest ``Retry-After`` to sit through, in seconds; a longer one is the caller's to decide."""
+
+    def after_loss(self, call: Call, lost: Lost, tried: int, *, seen: bool, jitter: float) -> float | None:
+        """Seconds until the next try after ``tried`` of them, or None to give up."""
+        if lost.sent and not call.repeatable:
+            return None
+        if tried > (self.limit if seen or lost.sent else min(self.limit, self.limit_unseen)):
+            return None
+        return backoff(tried, jitter)
+
+    def after_reply(self, call: Call, reply: Reply, tried: int, *, jitter: float) -> float | None:
+        """The same for an answer that is no success."""
+        if reply.status != 429 and reply.status not in PASSING:
+            return None
+        asked = retry_after(reply)
+        if not call.repeatable and (asked is None or reply.status not in (429, 503)):
+            return None
+        if tried > self.limit or (asked or 0.0) > self.patience:
+            return None
+        return backoff(tried, jitter) if asked is None else asked * (1.0 + 0.1 * jitter)
+
+
+def backoff(tried: int, jitter: float) -> float:
+    """Seconds before try ``tried + 1``: 0.25, 0.5, 1, 2, 4, 4 …, up to half less by ``jitter`` (0 to 1)."""
+    return float(min(4.0, 0.25 * 2 ** (tried - 1)) * (1.0 - 0.5 * jitter))
+
+
+class Polling:
+    """The pauses between the status polls of one request: 0.1 s at first, growing to 2 s.
+
+    A change of state makes it fast again, because short work may end right after; where the server says how
+    long it still takes, no pause goes much past that.
+    """
+
+    FIRST: Final = 0.1
+    LONGEST: Final = 2.0
+    GROWTH: Final = 1.4
+
+    def __init__(self) -> None:
+        self._pause = self.FIRST
+        self._state = ""
+
+    def pause(self, state: str, *, eta: float | None = None, retry_after: float | None = None) -> float:
+        """Seconds until the next poll. The server's ``Retry-After`` is the least there may be."""
+        if state != self._state:
+            self._state, self._pause = state, self.FIRST
+        pause = self._pause
+        self._pause = min(self.LONGEST, pause * self.GROWTH)
+        if eta is not None:
+            pause = min(pause, max(self.FIRST, eta))
+        return max(pause, min(retry_after or 0.0, 60.0))
+
+
+Jitter = Callable[[], float]
+"""A number from 0 to 1, a new one at each call."""

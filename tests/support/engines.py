@@ -1,0 +1,75 @@
+"""Engines that do what the prompt says, for tests that start real processes.
+
+``RUSHES_ENGINE=support.engines:PromptEngine`` with ``tests`` on PYTHONPATH. Each run appends
+``request attempt`` to the file in ``RUSHES_TEST_RUNS`` before it does anything else.
+"""
+
+import os
+import signal
+import struct
+import time
+import zlib
+from pathlib import Path
+
+from rushes.catalog.model import Model
+from rushes.engines.base import Job, Produced, Report
+from rushes.errors import EngineError
+from rushes.requests.record import Progress
+
+
+class PromptEngine:
+    """Words of the prompt, in order: ok, sleep N, crash, crash-once, oom, hang, fail, raise, retry, big N."""
+
+    name = "prompt"
+
+    def warm(self, model: Model) -> None:
+        if os.environ.get("RUSHES_TEST_WARMED"):
+            with Path(os.environ["RUSHES_TEST_WARMED"]).open("a") as log:
+                log.write(f"{model.id}\n")
+
+    def run(self, job: Job, report: Report) -> list[Produced]:
+        if os.environ.get("RUSHES_TEST_RUNS"):
+            with Path(os.environ["RUSHES_TEST_RUNS"]).open("a") as log:
+                log.write(f"{job.request_id} {job.attempt}\n")
+        words = iter(str(job.roles.get("prompt", "ok")).split())
+        size = 8
+        for word in words:
+            report(Progress(fraction=0.5, stage=word))
+            match word:
+                case "sleep":
+                    time.sleep(float(next(words)))
+                case "hang":
+                    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+                    time.sleep(3600)
+                case "crash":
+                    os._exit(3)
+                case "crash-once" if job.attempt == 1:
+                    os.abort()
+                case "oom":
+                    os.kill(os.getpid(), signal.SIGKILL)
+                case "fail":
+                    raise EngineError("bad_prompt", "The prompt asks to fail.", node="6 CLIPTextEncode")
+                case "retry" if job.attempt == 1:
+                    raise EngineError("out_of_memory", "Out of memory.", retryable=True)
+                case "raise":
+                    raise RuntimeError("/secret/path")
+                case "print":
+                    print("a library prints to standard output")  # noqa: T201
+                case "big":
+                    size = int(next(words))
+                case "inputs":
+                    size = sum(path.stat().st_size for path in job.files.values()) % 64 + 1
+        path = job.output_dir / "out.png"
+        path.write_bytes(png(size, size))
+        return [Produced(path, "image", "image/png", size, size)]
+
+
+def png(width: int, height: int) -> bytes:
+    """A real PNG of one colour, stored without compression so that large ones are large."""
+
+    def chunk(kind: bytes, data: bytes) -> bytes:
+        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+    rows = b"".join(b"\0" + b"\x40\x80\xc0" * width for _ in range(height))
+    head = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
+    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", head) + chunk(b"IDAT", zlib.compress(rows, 0)) + chunk(b"IEND", b"")
