@@ -11,7 +11,7 @@ from typing import Any, Final
 import orjson
 from starlette.types import Receive, Scope, Send
 
-from rushes.errors import BodyTooLarge, RushesError
+from rushes.errors import BodyTooLarge, MalformedRequest, RushesError
 from rushes.requests.ids import uuid7
 
 JSON_TYPE: Final = (b"content-type", b"application/json")
@@ -91,6 +91,16 @@ def error_headers(error: RushesError) -> Mapping[str, str]:
     if error.status == 401:
         headers["WWW-Authenticate"] = "Bearer"
     return headers
+
+
+def flag(text: str | None, name: str) -> bool:
+    """A yes or no of the query. Raises MalformedRequest for anything else."""
+    value = {None: False, "true": True, "1": True, "": True, "false": False, "0": False}.get(
+        text if text is None else text.lower()
+    )
+    if value is None:
+        raise MalformedRequest(f"{name} must be true or false.")
+    return value
 
 
 def dumps(value: Any) -> bytes:

@@ -6,7 +6,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from rushes.api.auth import authenticate
-from rushes.api.http import Head, dumps
+from rushes.api.http import Head, dumps, flag
 from rushes.api.openapi import model_openapi, server_openapi
 from rushes.catalog.listing import model_detail, model_summary
 from rushes.errors import MalformedRequest
@@ -44,10 +44,13 @@ class Models:
         query = request.query_params
         limit = _number(query.get("limit"), "limit", default=50, low=1, high=_MOST)
         offset = _number(query.get("offset"), "offset", default=0, low=0, high=1_000_000)
+        kind = query.get("kind") or ""
+        if kind not in ("", "image", "video"):
+            raise MalformedRequest("kind must be image or video.")
         found, total = self._service.catalog.search(
-            query.get("search") or "", query.get("category") or "", limit, offset
+            query.get("search") or "", query.get("category") or "", limit, offset, kind=kind
         )
-        full = (query.get("include_schema") or "").lower() in ("true", "1")
+        full = flag(query.get("include_schema"), "include_schema")
         return _json({"models": [model_summary(entry, include_schema=full) for entry in found], "total": total})
 
     async def categories(self, request: Request) -> Response:

@@ -8,7 +8,7 @@ from datetime import UTC, datetime
 from typing import Any, Final
 from urllib.parse import parse_qs
 
-from rushes.api.http import dumps
+from rushes.api.http import dumps, flag
 from rushes.errors import MethodNotAllowed, NotFound
 from rushes.requests.record import Key, Output, Request
 from rushes.requests.states import State
@@ -140,8 +140,8 @@ def _described(file: Output, url: str) -> dict[str, Any]:
 def _flag(query: bytes, name: str) -> bool:
     if not query:
         return False
-    values = parse_qs(query.decode("latin-1"), keep_blank_values=True).get(name, [])
-    return bool(values) and values[-1].lower() in ("true", "1", "yes", "")
+    values = parse_qs(query.decode("latin-1"), keep_blank_values=True).get(name, [None])
+    return flag(values[-1], name)
 
 
 def _iso(seconds: float) -> str:
