@@ -11,6 +11,7 @@ from typing import Any, Final, Literal
 import msgspec
 import orjson
 
+from rushes import log
 from rushes.catalog.load import Catalog, Entry
 from rushes.errors import (
     InvalidIdentifier,
@@ -80,7 +81,9 @@ class Service:
     @property
     def catalog(self) -> Catalog:
         """The catalog, with what has changed on the disk in the last second."""
-        self._catalog.refresh_if_due(self._clock())
+        if self._catalog.refresh_if_due(self._clock()):
+            for problem in self._catalog.broken:
+                log.event("model not usable", error=problem.message)
         return self._catalog
 
     def model(self, model_id: str) -> Entry:
@@ -122,8 +125,8 @@ class Service:
 
     async def _forget_uploads(self, new: NewRequest) -> None:
         """What a data URI brought is of no use without its request."""
-        prefix = f"uploads/{new.id}/"
-        if any(source.value.startswith(prefix) for source in new.sources.values()):
+        prefix = f"uploads/{new.id}"
+        if any(source.value.startswith(f"{prefix}/") for source in new.sources.values()):
             await self._storage.delete_prefix(prefix)
 
     async def _resolve(
@@ -150,7 +153,7 @@ class Service:
             except MediaError as error:
                 detail.append({"loc": [name], "msg": f"{name}: {error.message}", "type": error.reason})
         if detail:
-            await self._storage.delete_prefix(f"uploads/{id_}/")
+            await self._storage.delete_prefix(f"uploads/{id_}")
             messages = "; ".join(entry["msg"] for entry in detail)
             raise InvalidInput(f"The input does not fit: {messages}.", detail=detail)
         return sources

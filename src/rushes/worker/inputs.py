@@ -28,7 +28,7 @@ _PAUSE: Final = 1.0
 
 def input_prefix(request_id: str) -> str:
     """Where a request's checked input files lie."""
-    return f"inputs/{request_id}/"
+    return f"inputs/{request_id}"
 
 
 class Intake:
@@ -137,7 +137,7 @@ class Intake:
             raise _Refused(Failure("input_gone", text, field=name)) from None
         # Images have become PNGs; videos stay as they came.
         content_type = "image/png" if info.kind == "image" else info.content_type
-        key = f"{input_prefix(lease.request.id)}{number}{_extension(content_type)}"
+        key = f"{input_prefix(lease.request.id)}/{number}{_extension(content_type)}"
         await self._storage.put_file(key, checked, content_type)
         return msgspec.structs.replace(source, key=key, content_type=content_type)
 

@@ -25,7 +25,7 @@ STORE_TRIES: Final = 4
 
 def output_prefix(lease: Lease) -> str:
     """Where one attempt's outputs go. The fence, unlike the attempt, never comes twice."""
-    return f"outputs/{lease.request.id}/{lease.fence}/"
+    return f"outputs/{lease.request.id}/{lease.fence}"
 
 
 async def store_outputs(storage: Storage, lease: Lease, produced: Sequence[Produced]) -> list[Output]:
@@ -33,7 +33,7 @@ async def store_outputs(storage: Storage, lease: Lease, produced: Sequence[Produ
     outputs = []
     for number, file in enumerate(produced, 1):
         extension = _EXTENSIONS.get(file.content_type) or file.path.suffix.lstrip(".") or "bin"
-        key = f"{output_prefix(lease)}{number}.{extension}"
+        key = f"{output_prefix(lease)}/{number}.{extension}"
         await _put(storage, key, file)
         outputs.append(
             Output(

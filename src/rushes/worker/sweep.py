@@ -40,7 +40,7 @@ class Sweeper:
         while requests := await self._store.sweepable(now - self._seconds, _BATCH):
             for request in requests:
                 for area in ("outputs", "inputs", "uploads"):
-                    await self._storage.delete_prefix(f"{area}/{request.id}/")
+                    await self._storage.delete_prefix(f"{area}/{request.id}")
             await self._store.mark_swept([request.id for request in requests])
             swept += len(requests)
         while files := await self._store.sweepable_files(now - self._seconds, _BATCH):
