@@ -2,9 +2,25 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from support.postgres import PostgresServer, postgres_server
 from support.server import Server
 
 MakeServer = Callable[..., Server]
+
+
+@pytest.fixture(scope="session")
+def postgres() -> Iterator[PostgresServer]:
+    with postgres_server() as server:
+        yield server
+
+
+@pytest.fixture(params=["sqlite", "postgres"])
+def database(request: pytest.FixtureRequest) -> dict[str, str]:
+    """Settings of an empty database of either kind."""
+    if request.param == "sqlite":
+        return {}
+    server: PostgresServer = request.getfixturevalue("postgres")
+    return {"database_url": server.create_database()}
 
 
 @pytest.fixture
@@ -13,7 +29,7 @@ def make_server(tmp_path: Path) -> Iterator[MakeServer]:
     made: list[Server] = []
 
     def make(name: str = "data", **settings: object) -> Server:
-        server = Server(tmp_path / name, **settings)  # type: ignore[arg-type]
+        server = Server(tmp_path / name, **settings)
         made.append(server)
         return server
 

@@ -5,9 +5,9 @@ import signal
 import time
 
 import httpx
-from support.server import T2I, Server, eventually
 
 from rushes.queue.base import Store
+from support.server import T2I, Server, eventually
 
 
 def test_a_request_goes_in_and_a_file_comes_out(make_server) -> None:

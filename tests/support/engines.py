@@ -54,7 +54,7 @@ class PromptEngine:
                 case "raise":
                     raise RuntimeError("/secret/path")
                 case "print":
-                    print("a library prints to standard output")  # noqa: T201
+                    print("a library prints to standard output")
                 case "big":
                     size = int(next(words))
                 case "inputs":
@@ -72,4 +72,9 @@ def png(width: int, height: int) -> bytes:
 
     rows = b"".join(b"\0" + b"\x40\x80\xc0" * width for _ in range(height))
     head = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
-    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", head) + chunk(b"IDAT", zlib.compress(rows, 0)) + chunk(b"IEND", b"")
+    return (
+        b"\x89PNG\r\n\x1a\n"
+        + chunk(b"IHDR", head)
+        + chunk(b"IDAT", zlib.compress(rows, 0))
+        + chunk(b"IEND", b"")
+    )

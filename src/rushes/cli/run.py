@@ -72,7 +72,7 @@ class LocalFile:
 )
 @click.option("--no-wait", is_flag=True, help="Print the request's id and leave.")
 @click.option(
-    "--json", "as_json", is_flag=True, help="Print the answer as JSON, with the saved files as `files`."
+    "--json", "as_json", is_flag=True, help="Print the answer as JSON, with the saved files as `saved`."
 )
 @click.option("--timeout", type=click.FloatRange(min=0, min_open=True), help="Seconds to wait at most.")
 @click.option("--base-url", metavar="URL", help="The server. [env: RUSHES_BASE_URL]")
@@ -384,7 +384,7 @@ def _deliver(client: Client, result: Result, output_dir: Path, *, as_json: bool)
             show.note(output.url, indent="  ")
         return status_of(error)
     if as_json:
-        click.echo(show.as_json({**result.raw, "files": paths}))
+        click.echo(show.as_json({**result.raw, "saved": paths}))
     else:
         for path in paths:
             click.echo(path)

@@ -105,7 +105,7 @@ def describe(status: Status) -> str:
     if status.progress is not None:
         parts.append(f"{status.progress:.0%}")
     if status.eta is not None:
-        parts.append(f"about {status.eta:.0f} s left")
+        parts.append(f"about {max(1, round(status.eta))} s left")
     return ", ".join(parts)
 
 
@@ -185,7 +185,7 @@ class Watch:
 def engine_note(engine: str | None) -> str:
     """What made the outputs, in words; the draft engine is never passed off as a generation."""
     if engine == "draft":
-        return "made by the draft engine: an animatic for testing, not a generation"
+        return "made by the draft engine: a draft for testing, not a generation"
     return f"made by the engine {clean(engine)}" if engine else ""
 
 

@@ -1,0 +1,128 @@
+"""What the command line decides and shows by itself: values, files, statuses, lines."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from rushes.cli import exits, show
+from rushes.cli.run import LocalFile, parse_value, read_pairs, resolve, takes_file
+from rushes.client.types import Status
+from rushes.errors import InvalidInput, RushesError, SettingsError
+from support.stub_server import SCHEMA
+
+
+@pytest.mark.parametrize(
+    ("text", "field", "value"),
+    [
+        ("81", {"type": "integer"}, 81),
+        ("81.0", {"type": "integer"}, 81),
+        ("18446744073709551615", {"type": "integer"}, 2**64 - 1),
+        ("-1", {"type": "integer"}, -1),
+        ("3.5", {"type": "float"}, 3.5),
+        ("3", {"type": "float"}, 3),
+        ("1e-3", {"type": "number"}, 0.001),
+        ("YES", {"type": "boolean"}, True),
+        ("off", {"type": "boolean"}, False),
+        ("81", {"type": "string"}, "81"),
+        ("", {"type": "string"}, ""),
+        ("a=b", {"type": ["null", "string"]}, "a=b"),
+        ('["a"]', {"type": "array"}, ["a"]),
+        ('{"path": "x"}', {"type": "object"}, {"path": "x"}),
+        ("81", None, 81),
+        ("true", {}, True),
+        ("a lighthouse", None, "a lighthouse"),
+        ("NaN", None, "NaN"),
+    ],
+)
+def test_values_are_read_by_the_schema(text: str, field: dict[str, Any] | None, value: object) -> None:
+    assert (type(value), value) == (type(parse_value(text, field)), parse_value(text, field))
+
+
+@pytest.mark.parametrize(
+    ("text", "kind"),
+    [
+        ("1.5", "integer"),
+        ("inf", "integer"),
+        ("x", "float"),
+        ("inf", "number"),
+        ("2", "boolean"),
+        ("[", "array"),
+    ],
+)
+def test_values_that_do_not_fit_are_refused(text: str, kind: str) -> None:
+    with pytest.raises(ValueError, match="must be"):
+        parse_value(text, {"type": kind})
+
+
+@pytest.mark.parametrize(
+    ("name", "title", "expected"),
+    [
+        ("118_image", "Image", True),
+        ("68_image", "Start Image", True),
+        ("source", "Source video", True),
+        ("56_text", "Prompt", False),
+        ("image_prompt", "Image prompt", False),
+        ("imagery", "Style", False),
+    ],
+)
+def test_file_fields_are_known_by_their_names(name: str, title: str, *, expected: bool) -> None:
+    assert expected == takes_file(name, {"type": "string", "title": title})
+
+
+def test_fields_of_other_types_take_no_file() -> None:
+    assert not takes_file("num_images", {"type": "integer", "title": "Images"})
+    assert not takes_file("image", {"type": "string", "enum": ["a", "b"]})
+
+
+def test_an_at_sign_can_be_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "a").write_bytes(b"")
+    assert {"56_text": "@a"} == resolve({}, {"56_text": "@@a"}, SCHEMA)
+    assert {"56_text": LocalFile(Path("a"))} == resolve({}, {"56_text": "@a"}, SCHEMA)
+
+
+def test_of_a_json_input_only_file_fields_name_local_files(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "a").write_bytes(b"")
+    given = {"56_text": "a", "118_image": "a", "25_value": 81}
+    assert {"56_text": "a", "118_image": LocalFile(Path("a")), "25_value": 81} == resolve(given, {}, SCHEMA)
+
+
+def test_of_a_name_given_twice_the_last_counts() -> None:
+    assert {"a": "2=3"} == read_pairs(("a=1", "a=2=3"))
+
+
+@pytest.mark.parametrize(
+    ("error", "status"),
+    [
+        (SettingsError("port cannot be 'x'"), exits.Exit.USAGE),
+        (InvalidInput("bad", detail=[{"loc": ["a"], "msg": "is wrong", "type": "x"}]), exits.Exit.INVALID),
+        (RushesError("odd"), exits.Exit.FAILED),
+        (KeyboardInterrupt(), exits.Exit.INTERRUPTED),
+    ],
+)
+def test_errors_of_this_machine_have_their_statuses(error: BaseException, status: exits.Exit) -> None:
+    assert status == exits.status_of(error)
+
+
+def test_errors_of_this_machine_are_told_in_lines(capfd: pytest.CaptureFixture[str]) -> None:
+    show.complain(InvalidInput("bad", detail=[{"loc": ["a"], "msg": "is wrong", "type": "x"}]))
+    assert "rushes: bad\n  a: is wrong\n" == capfd.readouterr().err
+
+
+def test_tables_are_never_cut_for_a_pipe(capfd: pytest.CaptureFixture[str]) -> None:
+    show.table(["model", "file"], [["a/b", "x" * 200], ["[red]c", None]])
+    expected = ["model   file", f"a/b     {'x' * 200}", "[red]c"]
+    assert expected == capfd.readouterr().out.splitlines()
+
+
+def test_statuses_in_words() -> None:
+    queued = Status("x", "in_queue", queue_position=3)
+    runs = Status("x", "in_progress", progress=0.42, eta=3.1, stage="rendering\x1b[2J")
+    assert "queued, position 3" == show.describe(queued)
+    assert "queued" == show.describe(Status("x", "in_queue"))
+    assert "rendering [2J, 42%, about 3 s left" == show.describe(runs)
+    assert "running" == show.describe(Status("x", "in_progress"))
