@@ -2,6 +2,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+
 from support.postgres import PostgresServer, postgres_server
 from support.server import Server
 

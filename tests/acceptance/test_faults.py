@@ -11,10 +11,10 @@ from pathlib import Path
 
 import httpx
 import pytest
-from support.postgres import postgres_server
-from support.server import T2I, Server, eventually
 
 from rushes.requests.record import Request
+from support.postgres import postgres_server
+from support.server import T2I, Server, eventually
 
 
 class Submitter(threading.Thread):

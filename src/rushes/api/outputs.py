@@ -10,7 +10,7 @@ from rushes.errors import Forbidden, RangeUnsatisfiable
 from rushes.media.storage import Storage
 from rushes.service.core import Service
 
-_RANGE: Final = re.compile(r"bytes=(\d{0,18})-(\d{0,18})")
+_RANGE: Final = re.compile(r"bytes=(\d{0,18})-(\d{0,18})", re.ASCII)
 
 
 class Outputs:

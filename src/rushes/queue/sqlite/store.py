@@ -7,7 +7,8 @@ microseconds. Writes go through the group-commit writer.
 import os
 import sqlite3
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from itertools import islice
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
@@ -370,8 +371,8 @@ class SqliteStore:
     # -- retention --------------------------------------------------------------------------------------
     async def sweepable(self, before: float, limit: int) -> list[Request]:
         needed = self._needed_keys()
-        found = [rows.request(row) for row in self._all("sweepable", {"before": before, "limit": limit})]
-        return [request for request in found if not any(output.key in needed for output in request.outputs)]
+        ended = map(rows.request, self._each("sweepable", {"before": before}))
+        return list(islice((r for r in ended if not any(o.key in needed for o in r.outputs)), limit))
 
     async def mark_swept(self, ids: Sequence[RequestId]) -> None:
         values = [{"id": id_, "now": self._clock()} for id_ in ids]
@@ -379,8 +380,8 @@ class SqliteStore:
 
     async def sweepable_files(self, before: float, limit: int) -> list[File]:
         needed = self._needed_keys()
-        found = [rows.file(row) for row in self._all("sweepable_files", {"before": before, "limit": limit})]
-        return [file for file in found if file.key not in needed]
+        old = map(rows.file, self._each("sweepable_files", {"before": before}))
+        return list(islice((file for file in old if file.key not in needed), limit))
 
     async def delete_file(self, id_: FileId) -> None:
         await self._writer.run(lambda c: c.execute(sql("delete_file"), (id_,)).rowcount)
@@ -411,6 +412,13 @@ class SqliteStore:
     def _all(self, name: str, values: Any = ()) -> list[Any]:
         try:
             return self._reader.execute(sql(name), values).fetchall()
+        except sqlite3.OperationalError as error:
+            raise StoreUnavailable(f"the database cannot be read: {error}") from error
+
+    def _each(self, name: str, values: Any) -> Iterator[tuple[Any, ...]]:
+        """Rows one by one: what is passed over costs no memory."""
+        try:
+            yield from self._reader.execute(sql(name), values)
         except sqlite3.OperationalError as error:
             raise StoreUnavailable(f"the database cannot be read: {error}") from error
 
