@@ -112,6 +112,7 @@ class VideoWriter:
                 if self._comment:
                     container.metadata["comment"] = self._comment
                 self._encode_into(container, self._add_stream(container))
+            _check_complete(self.path)
         except BaseException as error:  # raised again in the thread that writes
             self._failure = error
             while not self._ended:  # take what comes, so that the writing thread never blocks for ever
@@ -134,9 +135,13 @@ class VideoWriter:
             "crf": "17",
             "g": str(max(1, round(2 * self.fps))),  # a key frame every two seconds, for scrubbing
             "flags": "+bitexact",
+            # Measured: with the macroblock tree, libx264 gives other bytes for the same frames once in some
+            # hundred runs, also with one thread. Without it, never.
+            "x264-params": "mbtree=0",
         }
         context = stream.codec_context
         context.thread_count = _THREADS
+        context.thread_type = "FRAME"
         context.color_primaries = context.color_trc = context.colorspace = _BT709
         context.color_range = _LIMITED
         return stream
@@ -156,6 +161,25 @@ class VideoWriter:
             container.mux(stream.encode(frame))
         if not self._aborted:
             container.mux(stream.encode(None))
+
+
+def _check_complete(path: Path) -> None:
+    """Raise OSError where ``path`` ends early: the muxer does not report every write that failed on closing."""
+    size = path.stat().st_size
+    place, names = 0, []
+    with path.open("rb") as file:
+        while place < size:
+            file.seek(place)
+            head = file.read(16)
+            length, name = int.from_bytes(head[:4]), head[4:8]
+            if length == 1:  # ISO/IEC 14496-12: a 64-bit length follows
+                length = int.from_bytes(head[8:16])
+            if length < 8:
+                break
+            names.append(name)
+            place += length
+    if place != size or b"moov" not in names or b"mdat" not in names:
+        raise OSError("The video could not be written to its end. Is the disk full?")
 
 
 def write_png(path: Path, picture: Frame, *, comment: str | None = None) -> None:

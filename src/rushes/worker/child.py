@@ -55,6 +55,10 @@ def _run(
         return Failed("engine", error.reason, error.message, error.node, error.retryable), None
     except MemoryError:
         return Failed("engine", "out_of_memory", "The engine ran out of memory on this request."), None
+    except OSError as error:
+        print(f"request {job.request_id}: {error}", file=sys.stderr)  # noqa: T201
+        text = "The worker could not read or write the request's files."
+        return Failed("engine", "worker_storage", text, retryable=True), None
     except Exception:
         print(f"request {job.request_id}: the engine raised", file=sys.stderr)
         traceback.print_exc()

@@ -1,8 +1,8 @@
 """A pinhole camera in front of a picture: every move is a plane homography per frame, with no border in view.
 
-The picture is a plane; the camera stands before it, turned or displaced a little. All frames of a move share one
-magnification, the smallest at which the picture fills each of them, so a move begins or ends on the whole
-picture wherever it can.
+The picture is a plane; the camera stands before it, turned or displaced a little. All frames share one
+magnification, the smallest at which the picture fills each of them, so a move begins or ends on the
+whole picture wherever it can.
 """
 
 import math
@@ -108,10 +108,11 @@ class Camera:
         shake = self._shake(number / plan.fps)
         orbit = move.orbit * _ORBIT * half
         yaw = move.pan * _PAN * half * 2 + shake[2]
-        pitch = -move.tilt * _TILT * half * 2 + shake[3]
+        pitch = move.tilt * _TILT * half * 2 + shake[3]
         focal = self._focal
         # An orbiting camera keeps its eye on the middle while it goes around.
-        x = move.truck * _TRUCK * plan.width * half + shake[0]
+        around = focal * near * math.sin(orbit)
+        x = (move.truck * _TRUCK * plan.width * half + shake[0]) * self._fill + around
         y = (-move.crane * _TRUCK * plan.height * half + shake[1]) * self._fill
         distance = focal * near * math.cos(orbit)
         turn = _turn(yaw - orbit, pitch, move.roll * _ROLL * half * 2 + shake[4])
@@ -154,11 +155,8 @@ class Camera:
         w, h = (self.plan.width - 1) / 2, (self.plan.height - 1) / 2
         corners = self.view(number) @ np.array([[-w, w, w, -w], [-h, -h, h, h], [1, 1, 1, 1]], float)
         seen = np.abs(corners[:2] / corners[2])
-        slack = 0.51  # half a pixel: the outermost pixels reach to the border, not their middles
         return bool(
-            (corners[2] > 0).all()
-            and seen[0].max() <= (columns - 1) / 2 + slack
-            and seen[1].max() <= (rows - 1) / 2 + slack
+            (corners[2] > 0).all() and seen[0].max() <= (columns - 1) / 2 and seen[1].max() <= (rows - 1) / 2
         )
 
 

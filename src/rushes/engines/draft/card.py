@@ -43,7 +43,7 @@ class _Overlay:
     def lay(self, x: int, y: int, mask: npt.NDArray[np.float32], colour: npt.NDArray[np.float32]) -> None:
         """Lay ``colour`` where ``mask`` says, its upper left corner at ``x``, ``y``; cut at the borders."""
         rows, columns = self.keep.shape[:2]
-        left, top = max(0, x), max(0, y)
+        left, top = min(columns, max(0, x)), min(rows, max(0, y))
         cut = mask[top - y : rows - y, left - x : columns - x, None]
         place = np.s_[top : top + cut.shape[0], left : left + cut.shape[1]]
         self.keep[place] *= 1 - cut

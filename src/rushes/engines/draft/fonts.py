@@ -23,23 +23,59 @@ _FOLDERS: Final = (
     "~/Library/Fonts",
     "C:/Windows/Fonts",
 )
-_PREFERRED: Final = (
-    "NotoSans-Regular", "NotoSans[", "DejaVuSans.", "LiberationSans-Regular", "segoeui.", "HelveticaNeue", "arial.",
-    "Arial.", "FreeSans.",
-    "NotoSansCJK-Regular", "NotoSansJP", "NotoSansSC", "NotoSansTC", "NotoSansKR", "SourceHanSans", "ipaexg", "ipag",
-    "fonts-japanese-gothic", "TakaoGothic", "VL-Gothic", "wqy-", "DroidSansFallback", "Hiragino", "PingFang",
-    "AppleSDGothicNeo", "YuGoth", "meiryo", "msgothic", "msyh", "malgun",
-    "NotoSansArabic", "NotoSansHebrew", "NotoSansDevanagari", "NotoSansThai", "NotoSans", "Arial Unicode",
-    "arialuni", "seguisym", "NotoEmoji", "unifont",
-)  # fmt: skip
+_PREFERRED: Final = [
+    "NotoSans-Regular",
+    "NotoSans[",
+    "DejaVuSans.",
+    "LiberationSans-Regular",
+    "segoeui.",
+    "HelveticaNeue",
+    "arial.",
+    "Arial.",
+    "FreeSans.",
+    "NotoSansCJK-Regular",
+    "NotoSansJP",
+    "NotoSansSC",
+    "NotoSansTC",
+    "NotoSansKR",
+    "SourceHanSans",
+    "ipaexg",
+    "ipag",
+    "fonts-japanese-gothic",
+    "TakaoGothic",
+    "VL-Gothic",
+    "wqy-",
+    "DroidSansFallback",
+    "Hiragino",
+    "PingFang",
+    "AppleSDGothicNeo",
+    "YuGoth",
+    "meiryo",
+    "msgothic",
+    "msyh",
+    "malgun",
+    "NotoSansArabic",
+    "NotoSansHebrew",
+    "NotoSansDevanagari",
+    "NotoSansThai",
+    "NotoSans",
+    "ArialUni",
+    "arialuni",
+    "seguisym",
+    "NotoEmoji",
+    "unifont",
+]
 """How file names begin, best first; what matches none of them comes after, by name."""
 _MOST_FILES: Final = 400
 _PROBE: Final = 24
 _NO_CHARACTER: Final = "\U0010ffff"
 """A code point that will never be a character: every font draws its sign for "missing"."""
-_PLAIN: Final = {"ß": "ss", "æ": "ae", "Æ": "AE", "œ": "oe", "Œ": "OE", "ø": "o", "Ø": "O", "ł": "l", "Ł": "L",
-    "–": "-", "—": "-", "‘": "'", "’": "'", "‚": ",", "“": '"', "”": '"', "„": '"', "«": '"', "»": '"', "•": "-",
-    "×": "x", "·": "|", "−": "-"}  # fmt: skip
+_PLAIN: Final = {
+    "ß": "ss", "æ": "ae", "Æ": "AE", "œ": "oe", "Œ": "OE", "ø": "o", "Ø": "O", "ł": "l", "Ł": "L",
+    "\u2013": "-", "\u2014": "-", "\u2018": "'", "\u2019": "'", "\u201a": ",", "\u201c": '"', "\u201d": '"',
+    "\u201e": '"', "«": '"', "»": '"', "\u2022": "-", "\u00d7": "x", "\u2212": "-",
+}  # fmt: skip
+"""What reads the same, beside what Unicode itself takes apart."""
 _NEUTRAL: Final = frozenset({"Mn", "Me", "Cf", "Zs"})
 """Categories of characters that are drawn in the font of their neighbour, or not at all."""
 

@@ -1,4 +1,4 @@
-"""A source video, cut to the size, length and frame rate asked for. One frame at a time, whatever its length."""
+"""A source video, cut to the size, length and frame rate asked for, one frame at a time."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,7 +13,7 @@ from rushes.media.encode import Frame
 
 
 def footage(plan: Plan, path: Path) -> Iterator[Frame]:
-    """``plan.frames`` views of the video at ``path`` at its own speed; the last one is held where it is shorter.
+    """``plan.frames`` views of the video at ``path`` at its own speed; the last one is held at its end.
 
     Raises :class:`EngineError` for a file without a picture.
     """

@@ -28,7 +28,7 @@ def timecode(number: int, fps: float) -> str:
 class Mark:
     """Stamps frames of one size. Everything that does not change, and each digit, is drawn once.
 
-    ``fps`` None leaves the timecode out. Where the frame is too small for the mark, it gets shorter, then smaller.
+    ``fps`` None leaves the timecode out. Where the frame is too small, the mark gets shorter, then smaller.
     """
 
     def __init__(self, width: int, height: int, fps: float | None) -> None:

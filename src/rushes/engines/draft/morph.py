@@ -20,12 +20,12 @@ Field = npt.NDArray[np.float32]
 
 _FLOW_SIDE: Final = 512
 """Pixels of the longer side at which the flow is sought: larger motions are found, and noise is not."""
-_DOUBT: Final = 0.04
+_DOUBT: Final = 0.1
 """Round-trip error, as a share of the longer side, at which the flow counts for nothing."""
 
 
 class Morph:
-    """The way from ``start`` to ``end`` in ``plan.frames`` frames; the first and the last are these pictures."""
+    """The way from ``start`` to ``end`` in ``plan.frames`` frames; the first and last are these."""
 
     def __init__(self, plan: Plan, start: Frame, end: Frame) -> None:
         self.plan = plan
@@ -60,10 +60,7 @@ def flows(start: Frame, end: Frame) -> tuple[Field, Field]:
     rows, columns = start.shape[:2]
     scale = min(1.0, _FLOW_SIDE / max(rows, columns))
     size = (max(16, round(columns * scale)), max(16, round(rows * scale)))
-    grey = [
-        cv2.resize(cv2.cvtColor(p, cv2.COLOR_RGB2GRAY), size, interpolation=cv2.INTER_AREA)
-        for p in (start, end)
-    ]
+    grey = _contrasted(*(cv2.resize(p, size, interpolation=cv2.INTER_AREA) for p in (start, end)))
     threads = cv2.getNumThreads()
     cv2.setNumThreads(1)  # DIS cuts the picture into as many stripes as there are threads: results would differ
     try:
@@ -75,9 +72,23 @@ def flows(start: Frame, end: Frame) -> tuple[Field, Field]:
     return _enlarged(forth, columns, rows) * stretch, _enlarged(back, columns, rows) * stretch
 
 
+def _contrasted(*pictures: npt.ArrayLike) -> list[Frame]:
+    """The pictures in the mixture of colours with most contrast: in grey, a blue ball on green is lost."""
+    colours = np.stack([np.asarray(picture, np.float32) for picture in pictures])
+    flat = colours.reshape(-1, 3)
+    flat = flat - flat.mean(axis=0)
+    _, axes = np.linalg.eigh(flat.T @ flat)
+    mixed = (flat @ axes[:, -1]).reshape(colours.shape[:3])
+    low, high = np.percentile(mixed, (0.5, 99.5))
+    scaled = np.clip((mixed - low) * (255 / max(1.0, float(high - low))), 0, 255)
+    return [np.asarray(picture, np.uint8) for picture in scaled]
+
+
 def _dis(a: Frame, b: Frame) -> Field:
     finder = cv2.DISOpticalFlow.create(cv2.DISOPTICAL_FLOW_PRESET_MEDIUM)
-    finder.setFinestScale(1)
+    finder.setFinestScale(0)
+    finder.setPatchSize(16)
+    finder.setPatchStride(4)
     finder.setUseSpatialPropagation(True)
     return np.asarray(finder.calc(a, b, np.zeros((*a.shape, 2), np.float32)), np.float32)
 

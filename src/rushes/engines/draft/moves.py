@@ -14,7 +14,7 @@ import msgspec
 class Move(msgspec.Struct, frozen=True):
     """Amounts from -1 to 1, of one usual move each.
 
-    ``depth`` in (+) or out (-); ``pan`` right (+) or left (-), turning on the spot; ``tilt`` up (+) or down (-);
+    ``depth`` in (+) or out (-); ``pan`` right (+) or left (-), on the spot; ``tilt`` up (+) or down (-);
     ``truck`` right (+) or left (-) and ``crane`` up (+) or down (-), travelling; ``orbit`` around the middle to
     the right (+) or left (-); ``roll`` clockwise (+); ``shake`` of a hand from 0.
     """
@@ -43,7 +43,7 @@ _DOWN: Final = r"down(?:wards?)?"
 _CAMERA: Final = r"(?:camera|shot|lens|view)"
 _DOLLY: Final = r"(?:doll(?:y|ies|ied|ying)|zoom(?:s|ed|ing)?|camera (?:\w+ly )?(?:push|pull)(?:es|s|ing)?)"
 _GO: Final = r"(?:mov(?:es?|ing)|glid(?:es?|ing)|fl(?:y|ies|ying)|travels?|tracks?|drift(?:s|ing)?|creeps?)"
-_PAN: Final = r"pan(?:s|ned|ning)?"
+_PAN: Final = r"pan(?:s|n(?:ed|ing))?"
 _TILT: Final = r"tilt(?:s|ed|ing)?"
 _TRUCK: Final = r"(?:truck(?:ing)?|track(?:s|ing)?|camera (?:\w+ly )?(?:trucks|slides|moves|glides|drifts))"
 _CRANE: Final = r"(?:cran(?:es?|ing)|boom(?:s|ing)?|pedestal(?:s|ling)?|camera (?:\w+ly )?(?:rises|moves))"
@@ -97,7 +97,7 @@ _NEAR: Final = 24
 
 
 def read(prompt: str, chance: random.Random, *, orbit: bool = False) -> Move:
-    """The move for ``prompt``. ``orbit`` adds an orbit where none is named: a reference is shown from around."""
+    """The move for ``prompt``. ``orbit`` adds half an orbit where none is named."""
     text = prompt.lower()
     if _STATIC.search(text):
         return Move()
@@ -111,12 +111,11 @@ def read(prompt: str, chance: random.Random, *, orbit: bool = False) -> Move:
         if hit and axis not in found:
             way = 1.0 if axis == "depth" else chance.choice((-1.0, 1.0))
             found[axis] = (hit.start(), way * _strength(text, hit))
+    if not found.keys() - {"shake"}:
+        for axis in chance.choice(_CHOICES):
+            found[axis] = (0, chance.choice((-1.0, 1.0)))
     if orbit and "orbit" not in found:
         found["orbit"] = (0, chance.choice((-0.5, 0.5)))
-    if not found.keys() - {"shake"}:
-        found |= dict.fromkeys(_CHOICES[chance.randrange(len(_CHOICES))], (0, 0.0))
-        for axis, (start, amount) in found.items():
-            found[axis] = (start, amount or chance.choice((-1.0, 1.0)))
     share = max(1, len(found.keys() - {"shake"})) ** -0.5
     return Move(**{axis: v if axis == "shake" else v * share for axis, (_, v) in found.items()})
 

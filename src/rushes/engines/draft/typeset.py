@@ -19,12 +19,14 @@ _MEASURE: Final = 64
 _TOLERANCE: Final = 1.02
 """A line measured as a whole may be this much wider than its words: kerning, and rounding at other sizes."""
 _LEADING: Final = 1.34
-_CLOSED: Final = frozenset(",.;:!?%)]}、。,.:;?!)]}」』】〉》’”»ー々ゝゞぁぃぅぇぉっゃゅょァィゥェォッャュョ…")
+_CLOSED: Final = frozenset(
+    ",.;:!?%)]}、。」』】〉》»ー々ゝゞぁぃぅぇぉっゃゅょァィゥェォッャュョ…\u2019\u201d\uff0c\uff0e\uff1a\uff1b\uff01\uff1f\uff09"
+)
 """Signs that may not begin a line."""
 
 
 class Text(msgspec.Struct, frozen=True):
-    """Lines at a size in pixels; ``width`` and ``height`` of the whole, in pixels; ``face``: the font's number."""
+    """Lines at a size in pixels; ``width`` and ``height`` of the whole, in pixels; ``face``, a font's number."""
 
     lines: tuple[str, ...]
     size: int
@@ -38,7 +40,7 @@ class Text(msgspec.Struct, frozen=True):
 
 
 def fit(text: str, width: int, height: int, largest: int, smallest: int) -> Text:
-    """``text`` in a box of ``width`` x ``height`` pixels; what does not fit at ``smallest`` ends in an ellipsis."""
+    """``text`` in ``width`` x ``height`` pixels; what does not fit at ``smallest`` ends in an ellipsis."""
     low, high = max(1, smallest), max(1, smallest, largest)
     face = base(text)
     best = _set(text, width, low, face)
