@@ -34,13 +34,14 @@ _UNKNOWN_SIZE: Final = 1 << 60
 """An element that ends where the next one of its level begins (RFC 8794, 6.2)."""
 _CLUSTER: Final = b"\x1f\x43\xb6\x75"
 _EBML_NAMES: Final = frozenset(
-    bytes.fromhex(name)
+    name.to_bytes((name.bit_length() + 7) // 8, "big")
     for name in (
-        # in a Segment: SeekHead Info Tracks Cluster Cues Attachments Chapters Tags Void CRC-32
-        "114d9b74 1549a966 1654ae6b 1f43b675 1c53bb6b 1941a469 1043a770 1254c367 ec bf"
+        # in a Segment: SeekHead Info Tracks Cluster Cues, Attachments Chapters Tags Void CRC-32
+        *(0x114D9B74, 0x1549A966, 0x1654AE6B, 0x1F43B675, 0x1C53BB6B),
+        *(0x1941A469, 0x1043A770, 0x1254C367, 0xEC, 0xBF),
         # in a Cluster: Timestamp SimpleBlock BlockGroup PrevSize Position SilentTracks EncryptedBlock
-        " e7 a3 a0 ab a7 5854 af"
-    ).split()
+        *(0xE7, 0xA3, 0xA0, 0xAB, 0xA7, 0x5854, 0xAF),
+    )
 )
 
 
@@ -308,8 +309,7 @@ def _boxes_are_whole(file: BinaryIO, length: int) -> bool:
         elif size == 0:
             size = length - position  # to the end of the file
         if size < 8 or position + size > length:
-            # Some writers leave a few zero bytes behind the last box, which every player ignores.
-            return b"moov" in names and b"mdat" in names and size == 0
+            return False
         names.add(name)
         position += size
     return b"moov" in names

@@ -158,7 +158,7 @@ class Storage:
                 if self._folder is not None:
                     await self._place_stream(key, source)
                 else:
-                    await self._upload(key, source.batches(PART_BYTES), content_type)
+                    await self._upload_stream(key, source.batches(PART_BYTES), content_type)
         except StoreUnavailable:
             if source.failure is not None:
                 raise source.failure from None
@@ -174,6 +174,22 @@ class Storage:
             chunk_size=PART_BYTES,
             max_concurrency=4,
         )
+
+    async def _upload_stream(self, key: str, batches: AsyncIterator[bytes], content_type: str) -> None:
+        first = await anext(batches, b"")
+        second = await anext(batches, None)
+        if second is None:
+            # One request instead of three; and S3 knows no multipart upload of nothing.
+            await self._upload(key, first, content_type)
+            return
+
+        async def all_of_it() -> AsyncIterator[bytes]:
+            yield first
+            yield second
+            async for batch in batches:
+                yield batch
+
+        await self._upload(key, all_of_it(), content_type)
 
     async def _place_stream(self, key: str, source: "_Counted") -> None:
         staged = self._staged()
@@ -206,19 +222,20 @@ class Storage:
         assert self._folder is not None
         target = self._folder / key
         for attempt in range(20):
-            target.parent.mkdir(parents=True, exist_ok=True)
             try:
+                target.parent.mkdir(parents=True, exist_ok=True)
                 staged.replace(target)
                 break
-            except FileNotFoundError:
-                # A delete of the folder's last file takes the folder with it, perhaps just now.
+            except (FileNotFoundError, FileExistsError):
+                # A delete of a folder's last file takes the folder with it, perhaps in the middle of mkdir.
                 if attempt == 19 or not staged.exists():
                     raise
         # Every folder up to the root, also those that were there: another process may have made them and
         # not come to its own fsync yet.
         folder = target.parent
         while True:
-            _sync_folder(folder)
+            with contextlib.suppress(FileNotFoundError):  # deleted already, and the folder with it
+                _sync_folder(folder)
             if folder == self._folder:
                 break
             folder = folder.parent
