@@ -79,12 +79,20 @@ def worker(row: tuple[Any, ...]) -> WorkerRecord:
     )
 
 
+def keys_of(request: Request) -> set[str]:
+    """Every storage key that a request's record names."""
+    return {output.key for output in request.outputs} | _keys(request.sources)
+
+
 def storage_keys(connection: sqlite3.Connection, statement: str) -> set[str]:
     """Every storage key that the selected sources name."""
-    return {
+    return {key for (text,) in connection.execute(statement) for key in _keys(_sources.decode(text))}
+
+
+def _keys(sources: dict[str, Source]) -> set[str]:
+    named = [
         key
-        for (text,) in connection.execute(statement)
-        for source in _sources.decode(text).values()
+        for source in sources.values()
         for key in (source.value if source.kind == "stored" else None, source.key)
-        if key
-    }
+    ]
+    return {key for key in named if key}

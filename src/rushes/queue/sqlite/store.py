@@ -372,7 +372,7 @@ class SqliteStore:
     async def sweepable(self, before: float, limit: int) -> list[Request]:
         needed = self._needed_keys()
         ended = map(rows.request, self._each("sweepable", {"before": before}))
-        return list(islice((r for r in ended if not any(o.key in needed for o in r.outputs)), limit))
+        return list(islice((r for r in ended if needed.isdisjoint(rows.keys_of(r))), limit))
 
     async def mark_swept(self, ids: Sequence[RequestId]) -> None:
         values = [{"id": id_, "now": self._clock()} for id_ in ids]
