@@ -1,6 +1,7 @@
 """The log: one JSON object a line on standard error. No keys, no prompts, no signatures go in here."""
 
 import logging
+import os
 import sys
 import time
 from typing import Any
@@ -12,8 +13,8 @@ def event(name: str, **fields: Any) -> None:
     """Write one line: the time (seconds since the epoch), what happened, and its fields."""
     text = orjson.dumps({"time": round(time.time(), 3), "event": name, **fields}, default=str) + b"\n"
     try:
-        sys.stderr.buffer.write(text)
-        sys.stderr.buffer.flush()
+        sys.stderr.flush()
+        os.write(sys.stderr.fileno(), text)
     except (OSError, ValueError, AttributeError):
         return  # nobody reads any more; the work goes on
 

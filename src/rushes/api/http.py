@@ -4,7 +4,9 @@ Why not the framework's request and response objects here: a status poll is two 
 microseconds, and routing and wrapping cost several times that. Everything else goes through Starlette.
 """
 
+import itertools
 import re
+import secrets
 from collections.abc import Mapping
 from typing import Any, Final
 
@@ -12,10 +14,18 @@ import orjson
 from starlette.types import Receive, Scope, Send
 
 from rushes.errors import BodyTooLarge, MalformedRequest, RushesError
-from rushes.requests.ids import uuid7
 
 JSON_TYPE: Final = (b"content-type", b"application/json")
 _TRACE: Final = re.compile(rb"[A-Za-z0-9._:-]{1,128}")
+
+
+_PROCESS: Final = secrets.token_hex(6).encode()
+_numbers: Final = itertools.count(1)
+
+
+def _new_trace() -> bytes:
+    """An id that no other process and no other request has; it need not be unguessable."""
+    return b"%s-%x" % (_PROCESS, next(_numbers))
 
 
 class Head:
@@ -38,7 +48,7 @@ class Head:
                 self.length = int(value) if value.isdigit() and len(value) < 16 else -1
             elif name == b"x-request-id":
                 trace = value
-        self.trace = trace if trace and _TRACE.fullmatch(trace) else uuid7().encode()
+        self.trace = trace if trace and _TRACE.fullmatch(trace) else _new_trace()
         self.base_url = public_url or f"{scope['scheme']}://{host.decode('latin-1') or _own_address(scope)}"
 
 

@@ -1,9 +1,10 @@
 """Identifiers: time-ordered, so that inserts stay at the end of every index; unguessable beside that."""
 
 import os
+import re
 import threading
 import time
-from typing import NewType
+from typing import Final, NewType
 
 RequestId = NewType("RequestId", str)
 AccountId = NewType("AccountId", str)
@@ -11,6 +12,7 @@ KeyId = NewType("KeyId", str)
 WorkerId = NewType("WorkerId", str)
 FileId = NewType("FileId", str)
 
+_FORM: Final = re.compile(r"[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}")
 _lock = threading.Lock()
 _last_ms = 0
 
@@ -35,8 +37,4 @@ def new_request_id() -> RequestId:
 
 def is_request_id(text: str) -> bool:
     """Whether ``text`` has the form of a request id; says nothing of its existence."""
-    return (
-        len(text) == 36
-        and text[8] == text[13] == text[18] == text[23] == "-"
-        and all(c in "0123456789abcdef-" for c in text)
-    )
+    return _FORM.fullmatch(text) is not None

@@ -4,6 +4,7 @@ Reads run on the event loop, on a connection of their own: in WAL mode they wait
 microseconds. Writes go through the group-commit writer.
 """
 
+import asyncio
 import os
 import sqlite3
 import time
@@ -387,7 +388,7 @@ class SqliteStore:
         await self._writer.run(lambda c: c.execute(sql("delete_file"), (id_,)).rowcount)
 
     def _needed_keys(self) -> set[str]:
-        return rows.storage_keys(self._reader, sql("live_sources"))
+        return rows.storage_keys(self._snapshot(), sql("live_sources"))
 
     # -- plumbing ---------------------------------------------------------------------------------------
     @property
@@ -402,23 +403,40 @@ class SqliteStore:
     def _doorbell(self) -> Doorbell:
         return _open(self._doorbell_or_none)
 
+    def _snapshot(self) -> sqlite3.Connection:
+        """The reader, inside a transaction that ends with this turn of the event loop.
+
+        Taking and giving back the read lock costs as much as the look-up itself, so all reads of a turn share
+        one. Nobody can see less than what was acknowledged to them: who learns of a commit learns it in a
+        later turn, and the end of this transaction stands before that in the loop's queue.
+        """
+        reader = self._reader
+        if not reader.in_transaction:
+            reader.execute("BEGIN")
+            asyncio.get_running_loop().call_soon(self._end_snapshot)
+        return reader
+
+    def _end_snapshot(self) -> None:
+        if self._reader_or_none is not None and self._reader_or_none.in_transaction:
+            self._reader_or_none.execute("COMMIT")
+
     def _one(self, name: str, values: Any = ()) -> tuple[Any, ...] | None:
         try:
-            row: tuple[Any, ...] | None = self._reader.execute(sql(name), values).fetchone()
+            row: tuple[Any, ...] | None = self._snapshot().execute(sql(name), values).fetchone()
         except sqlite3.OperationalError as error:
             raise StoreUnavailable(f"the database cannot be read: {error}") from error
         return row
 
     def _all(self, name: str, values: Any = ()) -> list[Any]:
         try:
-            return self._reader.execute(sql(name), values).fetchall()
+            return self._snapshot().execute(sql(name), values).fetchall()
         except sqlite3.OperationalError as error:
             raise StoreUnavailable(f"the database cannot be read: {error}") from error
 
     def _each(self, name: str, values: Any) -> Iterator[tuple[Any, ...]]:
         """Rows one by one: what is passed over costs no memory."""
         try:
-            yield from self._reader.execute(sql(name), values)
+            yield from self._snapshot().execute(sql(name), values)
         except sqlite3.OperationalError as error:
             raise StoreUnavailable(f"the database cannot be read: {error}") from error
 

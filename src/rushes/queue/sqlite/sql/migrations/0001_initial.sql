@@ -46,26 +46,30 @@ CREATE INDEX requests_of_account ON requests (account, seq);
 CREATE INDEX requests_state ON requests (state, seq);
 CREATE INDEX requests_sweepable ON requests (finished_at) WHERE finished_at IS NOT NULL AND swept_at IS NULL;
 
--- How many requests are queued in each run of 512 arrivals: a position is a sum of a few hundred of these
--- and a count inside one run, instead of a count of the whole queue.
+-- How many requests are queued in each run of 64 arrivals (level 0) and of 4096 (level 1): a position is a sum
+-- of a few dozen of these and a count inside one short run, instead of a count of the whole queue. ``rank``
+-- is the negated priority, so that what is ahead comes first.
 CREATE TABLE queue_depth (
-  priority INTEGER NOT NULL,
-  bucket   INTEGER NOT NULL,
-  model    TEXT    NOT NULL,
-  n        INTEGER NOT NULL CHECK (n > 0),
-  PRIMARY KEY (priority, bucket, model)
+  level  INTEGER NOT NULL,
+  rank   INTEGER NOT NULL,
+  bucket INTEGER NOT NULL,
+  model  TEXT    NOT NULL,
+  n      INTEGER NOT NULL CHECK (n > 0),
+  PRIMARY KEY (level, rank, bucket, model)
 ) STRICT, WITHOUT ROWID;
 
 CREATE TRIGGER requests_enter_on_insert AFTER INSERT ON requests WHEN NEW.state = 'queued'
 BEGIN
-  INSERT INTO queue_depth VALUES (NEW.priority, NEW.seq >> 9, NEW.model, 1)
+  INSERT INTO queue_depth
+    VALUES (0, -NEW.priority, NEW.seq >> 6, NEW.model, 1), (1, -NEW.priority, NEW.seq >> 12, NEW.model, 1)
     ON CONFLICT DO UPDATE SET n = n + 1;
 END;
 
 CREATE TRIGGER requests_enter AFTER UPDATE OF state ON requests
   WHEN NEW.state = 'queued' AND OLD.state <> 'queued'
 BEGIN
-  INSERT INTO queue_depth VALUES (NEW.priority, NEW.seq >> 9, NEW.model, 1)
+  INSERT INTO queue_depth
+    VALUES (0, -NEW.priority, NEW.seq >> 6, NEW.model, 1), (1, -NEW.priority, NEW.seq >> 12, NEW.model, 1)
     ON CONFLICT DO UPDATE SET n = n + 1;
 END;
 
@@ -73,9 +77,13 @@ CREATE TRIGGER requests_leave AFTER UPDATE OF state ON requests
   WHEN OLD.state = 'queued' AND NEW.state <> 'queued'
 BEGIN
   DELETE FROM queue_depth
-    WHERE priority = OLD.priority AND bucket = OLD.seq >> 9 AND model = OLD.model AND n = 1;
+    WHERE level = 0 AND rank = -OLD.priority AND bucket = OLD.seq >> 6 AND model = OLD.model AND n = 1;
   UPDATE queue_depth SET n = n - 1
-    WHERE priority = OLD.priority AND bucket = OLD.seq >> 9 AND model = OLD.model AND n > 1;
+    WHERE level = 0 AND rank = -OLD.priority AND bucket = OLD.seq >> 6 AND model = OLD.model AND n > 1;
+  DELETE FROM queue_depth
+    WHERE level = 1 AND rank = -OLD.priority AND bucket = OLD.seq >> 12 AND model = OLD.model AND n = 1;
+  UPDATE queue_depth SET n = n - 1
+    WHERE level = 1 AND rank = -OLD.priority AND bucket = OLD.seq >> 12 AND model = OLD.model AND n > 1;
 END;
 
 -- An outcome is for ever.
