@@ -1,0 +1,1 @@
+SELECT * FROM keys WHERE hash = $1

@@ -1,0 +1,1 @@
+SELECT * FROM files WHERE id = $1 AND ($2::text IS NULL OR account = $2)

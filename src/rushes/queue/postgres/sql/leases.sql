@@ -1,0 +1,1 @@
+SELECT id, fence, beat, worker FROM requests WHERE worker IS NOT NULL

@@ -1,0 +1,1 @@
+SELECT * FROM keys ORDER BY created_at, id
