@@ -3,21 +3,15 @@ from pathlib import Path
 
 import pytest
 
-from support.postgres import PostgresServer, postgres_server
+from support.postgres import PostgresServer
 from support.server import Server
 
 MakeServer = Callable[..., Server]
 
 
-@pytest.fixture(scope="session")
-def postgres() -> Iterator[PostgresServer]:
-    with postgres_server() as server:
-        yield server
-
-
 @pytest.fixture(params=["sqlite", "postgres"])
 def database(request: pytest.FixtureRequest) -> dict[str, str]:
-    """Settings of an empty database of either kind."""
+    """Settings of an empty database of either kind; the ``postgres`` server is the suites' own."""
     if request.param == "sqlite":
         return {}
     server: PostgresServer = request.getfixturevalue("postgres")

@@ -222,8 +222,8 @@ role = "prompt"
     eventually(known, 10)
     id_ = server.submit("ok", model="me/mine")
     assert server.finished(id_)["status"] == "succeeded"
-    (ours / "model.toml").write_text(text.replace('type = "string"', 'type = "sting"'))
+    (ours / "model.toml").write_text(text.replace('type = "string"', 'type = "colour"'))
     time.sleep(1.2)
     assert server.call("GET", f"/v1/models/{T2I}").status_code == 200
-    assert "sting" in server.command("models", "check", status=1)
+    assert "colour" in server.command("models", "check", status=1)
     server.stop()

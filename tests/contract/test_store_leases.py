@@ -15,8 +15,6 @@ from rushes.requests.record import (
 )
 from support.stores import Place, submitted
 
-pytest_plugins = ["support.store_fixtures"]
-
 W, W2 = WorkerId("w1"), WorkerId("w2")
 WHY = Failure("worker_lost", "The worker died.")
 URL = Source("url", "https://example.org/a.png", "image")

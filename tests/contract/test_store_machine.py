@@ -18,8 +18,6 @@ from rushes.requests.record import Failure, Lease, LeaseMark, Progress, Source
 from rushes.requests.states import STATES, TERMINAL, State, after_lost_attempt, move
 from support.stores import Place, make_place, new_request
 
-pytest_plugins = ["support.store_fixtures"]
-
 T = TypeVar("T")
 WHY = Failure("worker_lost", "m")
 BOUND = 30.0

@@ -22,8 +22,6 @@ from support.postgres import PostgresServer, postgres_server
 from support.proxy import Proxy
 from support.stores import PostgresPlace, api_key, new_request, submitted, until
 
-pytest_plugins = ["support.store_fixtures"]
-
 W = WorkerId("w1")
 WHY = Failure("c", "m")
 CLAIM = Claim(W, ("m",))

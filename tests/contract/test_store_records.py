@@ -15,8 +15,6 @@ from rushes.requests.ids import AccountId, FileId, WorkerId
 from rushes.requests.record import Failure, File, Output, Source
 from support.stores import Place, PostgresPlace, SqlitePlace, api_key, new_request, submitted, until
 
-pytest_plugins = ["support.store_fixtures"]
-
 W = WorkerId("w1")
 WHY = Failure("c", "m")
 LONG_AGO, FAR_AHEAD = 1.0, 4e9

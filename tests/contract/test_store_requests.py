@@ -10,8 +10,6 @@ from rushes.requests.ids import AccountId, RequestId, WorkerId, new_request_id
 from rushes.requests.record import Failure, Progress, Request, Source
 from support.stores import Place, new_request, submitted
 
-pytest_plugins = ["support.store_fixtures"]
-
 W = WorkerId("w1")
 URL = Source("url", "https://example.org/a.png", "image")
 ANY_CLAIM = Claim(W, ("m",))

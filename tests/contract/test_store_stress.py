@@ -10,8 +10,6 @@ from rushes.requests.ids import RequestId, WorkerId
 from rushes.requests.record import Failure
 from support.stores import Place, new_request
 
-pytest_plugins = ["support.store_fixtures"]
-
 WHY = Failure("c", "m")
 
 

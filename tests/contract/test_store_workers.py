@@ -5,8 +5,6 @@ from rushes.requests.ids import RequestId, WorkerId
 from rushes.requests.record import Failure, Lease, Request, Source, WorkerRecord
 from support.stores import submitted
 
-pytest_plugins = ["support.store_fixtures"]
-
 W, W2 = WorkerId("w1"), WorkerId("w2")
 WHY = Failure("worker_lost", "The worker died.")
 URL = Source("url", "https://example.org/a.png", "image")

@@ -1,4 +1,4 @@
-"""Fixtures over both stores: a test module gets them by ``pytest_plugins = ["support.store_fixtures"]``."""
+"""Fixtures over both stores, for every suite."""
 
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path

@@ -56,7 +56,7 @@ def _run(
     except MemoryError:
         return Failed("engine", "out_of_memory", "The engine ran out of memory on this request."), None
     except OSError as error:
-        print(f"request {job.request_id}: {error}", file=sys.stderr)  # noqa: T201
+        print(f"request {job.request_id}: {error}", file=sys.stderr)
         text = "The worker could not read or write the request's files."
         return Failed("engine", "worker_storage", text, retryable=True), None
     except Exception:
