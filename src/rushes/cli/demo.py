@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -57,17 +58,29 @@ def demo(output_dir: Path) -> int:
     table(("model", "engine", "state", "size", "frames", "fps", "seconds", "file"), rows)
     if any(row[2] != "succeeded" for row in rows):
         return Exit.FAILED
-    click.echo(f"\n{_NEXT}")
+    click.echo(f"\n{_next_steps()}")
     return Exit.OK
 
 
-_NEXT: Final = """\
+def _next_steps() -> str:
+    rushes = _command()
+    return f"""\
 What to run next:
-  rushes serve                      a server of your own; its first start shows an API key
-  export RUSHES_API_KEY=rsh_...     the key
-  rushes models list                what it can run
-  rushes run wan-ai/wan-2-5/text-to-image -i prompt='a lighthouse in a storm'
+  {rushes} serve                      a server of your own; its first start shows an API key
+  export RUSHES_API_KEY=rsh_...       the key
+  {rushes} models list                what it can run
+  {rushes} run wan-ai/wan-2-5/text-to-image -i prompt='a lighthouse in a storm'
 The files above are drafts. docs/ tells how to put your own models and engines behind the same API."""
+
+
+def _command() -> str:
+    """How this very program is called from here: its name where the shell finds it, else its path."""
+    program = Path(sys.argv[0])
+    found = shutil.which("rushes")
+    if found and Path(found).resolve() == program.resolve():
+        return "rushes"
+    path = program.absolute()
+    return str(path.relative_to(Path.cwd())) if path.is_relative_to(Path.cwd()) else str(path)
 
 
 def _run_all(client: Client, output_dir: Path) -> list[tuple[object, ...]]:
