@@ -7,6 +7,7 @@ database address can hold a password).
 
 import asyncio
 import contextlib
+import fcntl
 import importlib
 import os
 import shutil
@@ -89,11 +90,29 @@ def scratch_root(settings: Settings) -> Path:
 @contextlib.contextmanager
 def scratch_folder(settings: Settings) -> Iterator[Path]:
     """A folder for files on their way; gone when the process ends in an orderly way."""
-    folder = Path(tempfile.mkdtemp(dir=scratch_root(settings), prefix=f"{os.getpid()}-")).resolve()
-    try:
-        yield folder
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
+    folder = Path(tempfile.mkdtemp(dir=scratch_root(settings), prefix="work-")).resolve()
+    lock_path = folder.with_suffix(".lock")
+    with lock_path.open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        try:
+            yield folder
+        finally:
+            shutil.rmtree(folder, ignore_errors=True)
+            lock_path.unlink(missing_ok=True)
+
+
+def clean_scratch(settings: Settings) -> None:
+    """Remove what processes that are gone have left behind; the lock tells them from those that live."""
+    for folder in scratch_root(settings).glob("work-*"):
+        if folder.suffix == ".lock":
+            continue
+        lock_path = folder.with_suffix(".lock")
+        with contextlib.suppress(OSError):
+            if lock_path.exists():
+                with lock_path.open("a") as lock:
+                    fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            shutil.rmtree(folder, ignore_errors=True)
+            lock_path.unlink(missing_ok=True)
 
 
 # -- the gateway's process ------------------------------------------------------------------------------
@@ -130,6 +149,8 @@ async def run_gateway(settings: Settings, listener: socket.socket) -> None:
         app = make_app(
             settings, service=service, store=store, storage=storage, inspector=inspector, scratch=scratch
         )
+        following = asyncio.create_task(service.follow_catalog())
+        stack.callback(following.cancel)
         await _welcome(settings, store, listener)
 
         class Server(uvicorn.Server):

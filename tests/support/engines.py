@@ -57,11 +57,32 @@ class PromptEngine:
                     print("a library prints to standard output")
                 case "big":
                     size = int(next(words))
+                case "fork":
+                    _helper(away=False)
+                case "fork-away":
+                    _helper(away=True)
+                case "wild":
+                    path = job.output_dir / "out.tiff (1)"
+                    path.write_bytes(b"II*\0")
+                    return [Produced(path, "image", "image/tiff", 1, 1)]
                 case "inputs":
                     size = sum(path.stat().st_size for path in job.files.values()) % 64 + 1
         path = job.output_dir / "out.png"
         path.write_bytes(png(size, size))
         return [Produced(path, "image", "image/png", size, size)]
+
+
+def _helper(*, away: bool) -> None:
+    """Fork, as libraries do for their workers: the helper keeps our pipes open and outlives us."""
+    pid = os.fork()
+    if pid:
+        with Path(os.environ["RUSHES_TEST_HELPERS"]).open("a") as log:
+            log.write(f"{pid}\n")
+        return
+    if away:
+        os.setsid()
+    time.sleep(60)
+    os._exit(0)
 
 
 def png(width: int, height: int) -> bytes:

@@ -9,7 +9,6 @@ import contextlib
 import fcntl
 import json
 import os
-import shutil
 import signal
 import socket
 import sys
@@ -23,7 +22,7 @@ from rushes import log
 from rushes.errors import DirectoryInUse, SettingsError
 from rushes.requests.ids import uuid7
 from rushes.settings import Settings
-from rushes.wiring import CHILD_SETTINGS, encode_settings, scratch_root
+from rushes.wiring import CHILD_SETTINGS, clean_scratch, encode_settings
 from rushes.worker.guard import SUPERVISOR
 
 _BACKOFF: Final = (0.05, 0.2, 0.5, 1.0, 2.0, 5.0)
@@ -86,28 +85,37 @@ class Child:
         self._process: asyncio.subprocess.Process | None = None
         self._stopping = False
         self._settled = False
+        # Without a gateway there is no server; without workers it still takes requests.
+        self._vital = role == "gateway"
 
     async def keep(self) -> None:
         """Run it, again and again, until :meth:`stop`."""
         failures = 0
         while not self._is_stopping():
             began = time.monotonic()
-            self._process = await asyncio.create_subprocess_exec(
-                *self._command,
-                env=self._environment,
-                pass_fds=self._descriptors,
-                stdin=asyncio.subprocess.DEVNULL,
-            )
-            status = await self._process.wait()
+            status = await self._run_once()
             if self._is_stopping():
                 return
             stable = time.monotonic() - began > _STABLE_SECONDS
             self._settled = self._settled or stable
             failures = 0 if stable else failures + 1
             log.event("process ended", role=self.role, status=status, failures=failures)
-            if failures >= _GIVE_UP and not self._settled:
+            if failures >= _GIVE_UP and not self._settled and self._vital:
                 raise SettingsError(f"the {self.role} does not start: see above for the reason")
             await asyncio.sleep(_BACKOFF[min(failures, len(_BACKOFF) - 1)])
+
+    async def _run_once(self) -> int | str:
+        """Its exit status, or why there is none."""
+        try:
+            self._process = await asyncio.create_subprocess_exec(
+                *self._command,
+                env=self._environment,
+                pass_fds=self._descriptors,
+                stdin=asyncio.subprocess.DEVNULL,
+            )
+        except OSError as error:
+            return f"not started: {error}"
+        return await self._process.wait()
 
     def _is_stopping(self) -> bool:
         return self._stopping
@@ -158,15 +166,14 @@ async def supervise(settings: Settings, listener: socket.socket, server_id: str)
     for keeper in keepers:
         keeper.cancel()
     for outcome in await asyncio.gather(*keepers, return_exceptions=True):
-        if isinstance(outcome, SettingsError):
+        if isinstance(outcome, Exception):
             raise outcome
 
 
 def run_server(settings: Settings) -> None:
     """All of `rushes serve`. Returns when the server has stopped."""
     with owned_directory(settings.data_dir) as server_id:
-        # Nobody else is here, so what lies in the scratch folder was left by a crash.
-        shutil.rmtree(scratch_root(settings), ignore_errors=True)
+        clean_scratch(settings)
         with listen(settings.host, settings.port) as listener:
             note = settings.data_dir / "server.json"
             host, port = listener.getsockname()[:2]

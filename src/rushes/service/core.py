@@ -3,6 +3,7 @@
 Every wire (RunComfy's, and those to come) translates to these calls and translates their answers.
 """
 
+import asyncio
 import hmac
 import time
 from collections.abc import Callable
@@ -28,7 +29,7 @@ from rushes.media.storage import Storage
 from rushes.queue.base import Store
 from rushes.requests.ids import AccountId, RequestId, is_request_id, new_request_id
 from rushes.requests.limits import RateLimiter
-from rushes.requests.record import Key, NewRequest, Output, Request, Source, StatusView
+from rushes.requests.record import Key, NewRequest, Output, Request, Source, StatusView, WorkerRecord
 from rushes.service.keys import key_hash
 from rushes.service.sources import OUTPUT_ROUTE, Sources, upload_key
 from rushes.settings import Settings
@@ -67,6 +68,7 @@ class Service:
         self._limiter = RateLimiter(settings.rate_limit)
         self._lanes: dict[str, list[str] | None] = {}
         self._lanes_at = float("-inf")
+        self._workers: list[WorkerRecord] = []
 
     # -- who is asking ----------------------------------------------------------------------------------
     async def authenticate(self, key: str) -> Key:
@@ -80,11 +82,19 @@ class Service:
     # -- the catalog ------------------------------------------------------------------------------------
     @property
     def catalog(self) -> Catalog:
-        """The catalog, with what has changed on the disk in the last second."""
-        if self._catalog.refresh_if_due(self._clock()):
-            for problem in self._catalog.broken:
-                log.event("model not usable", error=problem.message)
+        """What there is, as of the last look; see :meth:`follow_catalog`."""
         return self._catalog
+
+    async def follow_catalog(self) -> None:
+        """Take up what changes on the disk, every second, until cancelled. Reading happens in a thread."""
+        while True:
+            await asyncio.sleep(1.0)
+            try:
+                if await asyncio.to_thread(self._catalog.refresh):
+                    for problem in self._catalog.broken:
+                        log.event("model not usable", error=problem.message)
+            except Exception as error:
+                log.event("catalog not read", error=repr(error))
 
     def model(self, model_id: str) -> Entry:
         """Raises NotFound, with what to do about it."""
@@ -94,17 +104,20 @@ class Service:
         return entry
 
     # -- the request's way ------------------------------------------------------------------------------
+    async def admit(self, caller: Key) -> None:
+        """Count one submit against the key's rate. Raises RateLimited, with the time to wait."""
+        wait = self._limiter.take(caller.id, self._clock())
+        if wait:
+            raise RateLimited(retry_after=wait)
+
     async def submit(
         self, caller: Key, model_id: str, body: bytes, *, base_url: str, priority: int = 0
     ) -> RequestId:
         """Validate and store. When this returns, the request survives whatever happens next.
 
-        Raises NotFound (model), MalformedRequest, InvalidInput (all failing fields), RateLimited, QueueFull,
-        StoreUnavailable.
+        Call :meth:`admit` first, before the body is read. Raises NotFound (model), MalformedRequest,
+        InvalidInput (all failing fields), QueueFull, StoreUnavailable.
         """
-        wait = self._limiter.take(caller.id, self._clock())
-        if wait:
-            raise RateLimited(retry_after=wait)
         entry = self.model(model_id)
         valid = entry.validator.validate(body)
         id_ = new_request_id()
@@ -191,9 +204,9 @@ class Service:
         """The models that compete with this one: those of every worker that serves it. None: all."""
         now = self._clock()
         if now - self._lanes_at > _WORKERS_SECONDS:
-            self._lanes_at = now
-            self._lanes = {}
             self._workers = await self._store.workers()
+            self._lanes = {}
+            self._lanes_at = now
         if model not in self._lanes:
             together = {m for worker in self._workers if model in worker.models for m in worker.models}
             everything = {entry.model.id for entry in self._catalog.entries()}

@@ -3,6 +3,7 @@
 import asyncio
 import shutil
 import time
+import traceback
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,10 @@ from rushes.requests.record import Failure, Lease, Progress, Source
 from rushes.worker.lease import Held, Leases
 from rushes.worker.outputs import cost_usd, output_prefix, store_outputs, until_written
 from rushes.worker.slot import ChildLost, Slot
+
+
+class NotStarted(Exception):
+    """This machine could not even begin: its disk or the storage is at fault, not the request."""
 
 
 class Attempts:
@@ -47,6 +52,8 @@ class Attempts:
     async def run(self, slot: Slot, lease: Lease) -> Callable[[], Any] | None:
         """Have the slot work on ``lease``. Answers what is left to do once the slot is free again (store the
         files, write the outcome) as a coroutine function, or None where the outcome is written already.
+
+        Raises NotStarted after having given the request back, its attempt uncounted: the caller pauses.
         """
         entry = self._catalog.get(lease.request.model)
         if entry is None:
@@ -54,8 +61,6 @@ class Attempts:
             return None
         model = entry.model
         folder = self._scratch / f"{lease.request.id}-{lease.fence}"
-        task = asyncio.current_task()
-        assert task is not None
         killing: set[asyncio.Task[None]] = set()
 
         def lost() -> None:
@@ -64,8 +69,9 @@ class Attempts:
         held = self._leases.hold(lease, lost)
         began = time.monotonic()
         left = None
+        storage_trouble = False
         try:
-            job = await self._job(lease, model, folder)
+            job = await self._prepare(slot, lease, model, folder)
             produced = await slot.run(job, lambda progress: _show(held, progress))
             held.on_lost = None
             held.progress = Progress(fraction=1.0, stage="storing")
@@ -78,6 +84,7 @@ class Attempts:
             await self._lose(held, Failure(error.code, error.message), slot.engine)
         except EngineError as error:
             failure = Failure(error.reason, error.message, node=error.node)
+            storage_trouble = error.reason == "worker_storage"
             if error.retryable:
                 await self._lose(held, failure, slot.engine)
             else:
@@ -85,15 +92,30 @@ class Attempts:
         except NotFound:
             gone = "An input file is no longer in storage. Submit the request again."
             await self._fail(held, Failure("input_gone", gone), slot.engine)
-        except (StoreUnavailable, OSError) as error:
-            log.event("attempt not started", request=lease.request.id, error=str(error))
-            text = "The worker could not read or write the request's files."
-            await self._lose(held, Failure("worker_storage", text), slot.engine)
+        except NotStarted:
+            await until_written("release", lambda: self._store.release(lease))
+            raise
+        except Exception:
+            log.event("attempt failed", request=lease.request.id, traceback=traceback.format_exc())
+            text = "The server made a mistake with this request. The operator finds it in the log."
+            await self._fail(held, Failure("internal_error", text), slot.engine)
         finally:
             if left is None:
                 self._leases.drop(held)
                 await asyncio.to_thread(shutil.rmtree, folder, ignore_errors=True)
+        if storage_trouble:
+            raise NotStarted("the engine could not read or write its files")
         return left
+
+    async def _prepare(self, slot: Slot, lease: Lease, model: Model, folder: Path) -> Job:
+        """Everything up to the engine's start. Raises NotStarted for faults of this machine."""
+        try:
+            job = await self._job(lease, model, folder)
+            await slot.ensure()
+        except (StoreUnavailable, OSError) as error:
+            log.event("attempt not started", request=lease.request.id, error=str(error))
+            raise NotStarted(str(error)) from error
+        return job
 
     async def _job(self, lease: Lease, model: Model, folder: Path) -> Job:
         output_dir = folder / "out"
@@ -138,6 +160,11 @@ class Attempts:
                 text = "The outputs could not be stored: the operator's storage is full or cannot be reached."
                 await self._lose(held, Failure("output_not_stored", text), engine)
                 log.event("outputs not stored", request=lease.request.id, error=str(error))
+                return
+            except Exception:
+                log.event("delivery failed", request=lease.request.id, traceback=traceback.format_exc())
+                text = "The server made a mistake with the outputs. The operator finds it in the log."
+                await self._fail(held, Failure("internal_error", text), engine)
                 return
             cost = cost_usd(model, outputs)
             written = await until_written("outcome", lambda: self._store.succeed(lease, outputs, cost))

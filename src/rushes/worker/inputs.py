@@ -84,6 +84,7 @@ class Intake:
     async def _make_ready(self, lease: Lease) -> None:
         held = self._leases.hold(lease)
         try:
+            self._scratch.mkdir(mode=0o700, parents=True, exist_ok=True)
             with tempfile.TemporaryDirectory(dir=self._scratch, prefix="in-") as folder:
                 sources = await self._fetch_all(lease, Path(folder))
             await until_written("inputs", lambda: self._store.inputs_ready(lease, sources))

@@ -61,6 +61,12 @@ class Leases:
 
     async def beat(self) -> None:
         """One sign of life for everything held."""
+        newest: dict[RequestId, int] = {}
+        for id_, fence in self._held:
+            newest[id_] = max(fence, newest.get(id_, 0))
+        for key, one in tuple(self._held.items()):
+            if key[1] < newest[key[0]]:  # we ourselves hold the request anew: the old lease is over
+                self._end(key, one)
         held = list(self._held.values())
         if not held:
             return
@@ -69,11 +75,14 @@ class Leases:
         for one in held:
             key = (one.lease.request.id, one.lease.fence)
             if one.lease.request.id in lost and self._held.get(key) is one:
-                one.lost = True
-                del self._held[key]
-                log.event("lease lost", request=one.lease.request.id, purpose=one.lease.purpose)
-                if one.on_lost is not None:
-                    one.on_lost()
+                self._end(key, one)
+
+    def _end(self, key: tuple[RequestId, int], held: Held) -> None:
+        held.lost = True
+        del self._held[key]
+        log.event("lease lost", request=held.lease.request.id, purpose=held.lease.purpose)
+        if held.on_lost is not None:
+            held.on_lost()
 
 
 class Reaper:

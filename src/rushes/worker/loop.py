@@ -7,11 +7,12 @@ import asyncio
 import contextlib
 import os
 import platform
+import threading
 import time
+import traceback
 from collections.abc import Callable, Sequence
 from fnmatch import fnmatchcase
 from pathlib import Path
-from typing import Any
 
 from rushes import log
 from rushes.catalog.load import Catalog
@@ -23,13 +24,14 @@ from rushes.queue.base import Claim, Store
 from rushes.requests.ids import WorkerId, uuid7
 from rushes.requests.record import Lease, WorkerRecord
 from rushes.settings import Settings
-from rushes.worker.attempt import Attempts
+from rushes.worker.attempt import Attempts, NotStarted
 from rushes.worker.inputs import Intake
 from rushes.worker.lease import Leases, Reaper
 from rushes.worker.slot import ChildLost, Slot
 from rushes.worker.sweep import Sweeper
 
 _RETRY_SECONDS = 1.0
+_LONGEST_PAUSE = 30.0
 
 
 class Worker:
@@ -50,6 +52,7 @@ class Worker:
         self._settings = settings
         self._store = store
         self._catalog = catalog
+        self._scratch = scratch
         self._id = WorkerId(f"{platform.node()}-{os.getpid()}-{uuid7()[-6:]}")
         self._owner = owner
         self._slots = [Slot(slot_command, f"slot-{n + 1}") for n in range(settings.workers)]
@@ -79,7 +82,7 @@ class Worker:
         self._bells: list[asyncio.Event] = []
         self._deliveries: set[asyncio.Task[None]] = set()
         self._room = asyncio.Semaphore(2 * max(1, len(self._slots)))
-        self._stopping = False
+        self._stopping = asyncio.Event()
         self._started_at = time.time()
 
     async def run(self, stop: asyncio.Event, ready: Callable[[], None] | None = None) -> None:
@@ -117,30 +120,56 @@ class Worker:
 
     async def _serve(self, slot: Slot, bell: asyncio.Event) -> None:
         """One slot's life: make sure of the child, claim, run, hand over, again."""
-        while not self._stopping:
+        troubles = 0
+        while not self._stopping.is_set():
             try:
-                # Before a claim: an engine that cannot start must not use up anybody's attempts.
+                # Before a claim: an engine that cannot start must not use up anybody's attempts, and a worker
+                # whose disk is full must not take requests only to give them back.
                 await slot.ensure()
+                if troubles:
+                    await asyncio.to_thread(self._probe)
+                if not await self._serve_one(slot, bell):
+                    continue
             except (ChildLost, OSError) as error:
                 log.event("engine not started", slot=slot.name, error=str(error))
-                await asyncio.sleep(_RETRY_SECONDS)
+            except NotStarted:
+                pass  # logged where it happened
+            except Exception:
+                log.event("slot failed", slot=slot.name, traceback=traceback.format_exc())
+            else:
+                troubles = 0
                 continue
+            troubles += 1
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(min(_LONGEST_PAUSE, _RETRY_SECONDS * 2 ** min(troubles - 1, 10))):
+                    await self._stopping.wait()
+
+    async def _serve_one(self, slot: Slot, bell: asyncio.Event) -> bool:
+        """Claim and run one request; False where there was none."""
+        # Room to deliver comes before the claim: a lease must not wait for it.
+        await self._room.acquire()
+        deliver = None
+        try:
             lease = await self._next(slot, bell)
             if lease is None:
-                continue
-            await self._room.acquire()
-            try:
-                deliver = await self._attempts.run(slot, lease)
-            except BaseException:
-                self._room.release()
-                raise
+                return False
+            deliver = await self._attempts.run(slot, lease)
+        finally:
             if deliver is None:
                 self._room.release()
-                continue
+        if deliver is not None:
             task = asyncio.create_task(deliver())
             self._deliveries.add(task)
             task.add_done_callback(self._deliveries.discard)
             task.add_done_callback(lambda _: self._room.release())
+        return True
+
+    def _probe(self) -> None:
+        """Raises OSError where the scratch folder cannot be written to."""
+        self._scratch.mkdir(mode=0o700, parents=True, exist_ok=True)
+        probe = self._scratch / f"probe-{threading.get_ident()}"
+        probe.write_bytes(b"x" * 4096)
+        probe.unlink()
 
     async def _next(self, slot: Slot, bell: asyncio.Event) -> Lease | None:
         bell.clear()
@@ -158,7 +187,7 @@ class Worker:
             log.event("nothing claimed", error=error.message)
             await asyncio.sleep(_RETRY_SECONDS)
             return None
-        if lease is None and not self._stopping:
+        if lease is None and not self._stopping.is_set():
             # With accounts at their limit, work can appear without a submit: look again now and then.
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(_RETRY_SECONDS):
@@ -206,13 +235,16 @@ class Worker:
                 self._ring()
 
     async def _drain(self, loops: list[asyncio.Task[None]]) -> None:
-        self._stopping = True
+        self._stopping.set()
         self._ring()
         log.event("worker draining", worker=self._id, held=len(self._leases))
-        working: list[asyncio.Task[Any]] = [*loops, *self._deliveries]
-        _, late = await asyncio.wait(working, timeout=self._settings.drain_seconds) if working else ((), ())
-        if not late and self._deliveries:
-            _, late = await asyncio.wait(self._deliveries, timeout=self._settings.drain_seconds)
+        deadline = time.monotonic() + self._settings.drain_seconds
+        while working := [task for task in (*loops, *self._deliveries) if not task.done()]:
+            left = deadline - time.monotonic()
+            if left <= 0:
+                break
+            await asyncio.wait(working, timeout=left, return_when=asyncio.FIRST_COMPLETED)
+        late = working
         for task in late:
             task.cancel()
         await asyncio.gather(*late, return_exceptions=True)

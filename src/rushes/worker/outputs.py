@@ -1,6 +1,7 @@
 """From files that an engine made to outputs that are stored and an outcome that is written, in this order."""
 
 import asyncio
+import re
 from collections.abc import Awaitable, Callable, Sequence
 from pathlib import Path
 from typing import Final, TypeVar
@@ -32,7 +33,7 @@ async def store_outputs(storage: Storage, lease: Lease, produced: Sequence[Produ
     """Copy the files into storage. Raises StoreUnavailable when storage cannot take them after a few tries."""
     outputs = []
     for number, file in enumerate(produced, 1):
-        extension = _EXTENSIONS.get(file.content_type) or file.path.suffix.lstrip(".") or "bin"
+        extension = _EXTENSIONS.get(file.content_type) or _suffix(file.path)
         key = f"{output_prefix(lease)}/{number}.{extension}"
         await _put(storage, key, file)
         outputs.append(
@@ -62,6 +63,11 @@ async def _put(storage: Storage, key: str, file: Produced) -> None:
             await asyncio.sleep(0.25 * 2**attempt)
         else:
             return
+
+
+def _suffix(path: Path) -> str:
+    suffix = path.suffix.lstrip(".").lower()
+    return suffix if re.fullmatch(r"[a-z0-9]{1,8}", suffix) else "bin"
 
 
 def cost_usd(model: Model, outputs: Sequence[Output]) -> float | None:

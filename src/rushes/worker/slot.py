@@ -1,7 +1,6 @@
 """The outside of a slot: starts the child process, hands it jobs, replaces it when it dies."""
 
 import asyncio
-import contextlib
 import os
 import signal
 import time
@@ -14,10 +13,10 @@ from rushes.engines.base import Job, Produced
 from rushes.errors import EngineError
 from rushes.requests.record import Progress
 from rushes.worker.guard import SUPERVISOR
-from rushes.worker.messages import Done, Failed, Ready, Step, line, read_message
+from rushes.worker.messages import Done, Failed, Message, Ready, Step, line, read_message
+from rushes.worker.process import ChildProcess, ProcessEnded
 
 START_SECONDS: Final = 120.0
-_LINE_LIMIT: Final = 16 * 1024 * 1024
 
 
 class ChildLost(Exception):
@@ -33,30 +32,20 @@ class Slot:
 
     def __init__(self, command: Sequence[str], name: str) -> None:
         self._command = tuple(command)
-        self._process: asyncio.subprocess.Process | None = None
+        self._child: ChildProcess | None = None
         self._killed_for: str | None = None
         self.name = name
         self.engine = ""
         self.warm: str | None = None
 
-    @property
-    def pid(self) -> int | None:
-        return self._process.pid if self._process else None
-
     async def ensure(self) -> None:
-        """Have a live child with its engine made. Raises ChildLost where it does not come up."""
-        if self._process is not None and self._process.returncode is None:
+        """Have a live child with its engine made. Raises ChildLost or OSError where it does not come up."""
+        if self._child is not None and self._child.status is None:
             return
-        self.warm = None
+        await self.kill("replaced")
         self._killed_for = None
-        self._process = await asyncio.create_subprocess_exec(
-            *self._command,
-            stdin=asyncio.subprocess.PIPE,
-            stdout=asyncio.subprocess.PIPE,
-            start_new_session=True,
-            env=os.environ | {SUPERVISOR: str(os.getpid())},
-            limit=_LINE_LIMIT,
-        )
+        environment = os.environ | {SUPERVISOR: str(os.getpid())}
+        self._child = await ChildProcess.start(self._command, environment)
         try:
             async with asyncio.timeout(START_SECONDS):
                 message = await self._read()
@@ -68,98 +57,78 @@ class Slot:
             raise ChildLost("engine_start_failed", "The engine did not start.")
         self.engine = message.engine
 
-    async def run(
-        self, job: Job, report: Callable[[Progress], None], started: Callable[[], None] | None = None
-    ) -> list[Produced]:
+    async def run(self, job: Job, report: Callable[[Progress], None]) -> list[Produced]:
         """Run one job to its end.
 
         Raises EngineError where the engine failed in an orderly way, ChildLost where the child died or was
         killed, EngineError ``time_limit`` where the model's time limit passed.
         """
         await self.ensure()
-        assert self._process is not None
-        assert self._process.stdin is not None
         deadline = time.monotonic() + job.model.time_limit
         try:
-            self._process.stdin.write(line(job))
-            await self._process.stdin.drain()
-        except (BrokenPipeError, ConnectionResetError):
-            raise await self._lost() from None
-        if started is not None:
-            started()
-        while True:
-            try:
-                async with asyncio.timeout(max(0.0, deadline - time.monotonic())):
-                    message = await self._read()
-            except TimeoutError:
-                await self.kill("time limit")
-                limit = f"{job.model.time_limit:g} seconds"
-                raise EngineError("time_limit", f"The engine took longer than {limit} and was ended.") from None
-            match message:
-                case Step(progress):
-                    report(progress)
-                case Done(produced):
-                    self.warm = job.model.id
-                    return produced
-                case Failed():
-                    self.warm = None
-                    raise EngineError(
-                        message.code, message.message, node=message.node, retryable=message.retryable
-                    )
-                case Ready():
-                    continue
+            async with asyncio.timeout_at(asyncio.get_running_loop().time() + job.model.time_limit):
+                message = await self._converse(job, report)
+        except TimeoutError:
+            if time.monotonic() < deadline:
+                raise
+            await self.kill("time limit")
+            limit = f"{job.model.time_limit:g} seconds"
+            raise EngineError("time_limit", f"The engine took longer than {limit} and was ended.") from None
+        if isinstance(message, Failed):
+            self.warm = None
+            raise EngineError(message.code, message.message, node=message.node, retryable=message.retryable)
+        self.warm = job.model.id
+        return message.produced
 
-    async def _read(self) -> Ready | Step | Done | Failed:
-        assert self._process is not None
-        assert self._process.stdout is not None
+    async def _converse(self, job: Job, report: Callable[[Progress], None]) -> Done | Failed:
+        assert self._child is not None
         try:
-            text = await self._process.stdout.readline()
-        except ValueError:
-            text = b""
-        if not text.endswith(b"\n"):
-            raise await self._lost()
+            await self._child.write(line(job))
+        except ProcessEnded:
+            raise await self._lost() from None
+        while True:
+            message = await self._read()
+            if isinstance(message, Step):
+                report(message.progress)
+            elif not isinstance(message, Ready):
+                return message
+
+    async def _read(self) -> Message:
+        assert self._child is not None
         try:
-            return read_message(text)
+            return read_message(await self._child.read_line())
+        except ProcessEnded:
+            raise await self._lost() from None
         except msgspec.DecodeError:
             await self.kill("garbled message")
-            raise await self._lost() from None
+            raise ChildLost("engine_crashed", "The engine's process sent nonsense and was ended.") from None
 
     async def _lost(self) -> ChildLost:
-        assert self._process is not None
-        try:
-            async with asyncio.timeout(2.0):
-                status = await self._process.wait()
-        except TimeoutError:
-            await self.kill("closed its output")
-            status = await self._process.wait()
-        if status == -signal.SIGKILL and self._killed_for is None:
+        """What became of the child. It, and whatever it forked, is gone afterwards."""
+        assert self._child is not None
+        status = await self._child.wait(2.0)
+        await self.kill("lost")
+        if status == -signal.SIGKILL and self._killed_for == "lost":
             return ChildLost(
                 "engine_killed", "The engine's process was killed, most likely because memory ran out."
             )
-        how = f"signal {-status}" if status < 0 else f"exit status {status}"
+        if status is None:
+            how = "it closed its output"
+        else:
+            how = f"signal {-status}" if status < 0 else f"exit status {status}"
         return ChildLost("engine_crashed", f"The engine's process ended unexpectedly ({how}).")
 
     async def kill(self, reason: str) -> None:
         """End the child and all it started, at once."""
-        process = self._process
-        if process is None:
-            return
-        self._killed_for = reason
         self.warm = None
-        if process.returncode is None:
-            with contextlib.suppress(ProcessLookupError):
-                os.killpg(process.pid, signal.SIGKILL)
-        await process.wait()
+        if self._killed_for is None:
+            self._killed_for = reason
+        if self._child is not None:
+            await self._child.kill()
 
     async def stop(self, seconds: float = 2.0) -> None:
         """Let the child end by itself: its input ends."""
-        process = self._process
-        if process is None or process.returncode is not None:
-            return
-        assert process.stdin is not None
-        process.stdin.close()
-        try:
-            async with asyncio.timeout(seconds):
-                await process.wait()
-        except TimeoutError:
+        if self._child is not None:
+            self._child.close_input()
+            await self._child.wait(seconds)
             await self.kill("stop")

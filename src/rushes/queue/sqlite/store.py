@@ -57,8 +57,10 @@ class SqliteStore:
     async def open(self) -> None:
         try:
             self._path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+            # It holds the hashes of keys and the secret of links: nobody else's to read.
+            os.close(os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600))
         except OSError as error:
-            raise StoreUnavailable(f"{self._path.parent} cannot be made: {error.strerror}") from error
+            raise StoreUnavailable(f"{self._path.parent} cannot be used: {error.strerror}") from error
         try:
             self._reader_or_none = database.connect(self._path)
             self._doorbell_or_none = Doorbell(self._reader)
@@ -100,16 +102,18 @@ class SqliteStore:
         }
         statement = sql("submit")
 
-        def insert(connection: sqlite3.Connection) -> None:
+        def insert(connection: sqlite3.Connection) -> bool:
             if queue_limit:
                 (queued,) = connection.execute(
                     sql("queued_of_key"), {"key_id": new.key_id, "limit": queue_limit}
                 ).fetchone()
                 if queued >= queue_limit:
-                    raise QueueFull(retry_after=1.0)
+                    return False  # a value, not an error: an error would undo the whole group
             connection.execute(statement, values)
+            return True
 
-        await self._writer.run(insert, wakes=True)
+        if not await self._writer.run(insert, wakes=True):
+            raise QueueFull(retry_after=1.0)
 
     async def status(self, id_: RequestId, account: AccountId | None) -> StatusView | None:
         row = self._one("status", (id_,))

@@ -82,13 +82,15 @@ class Writer:
                 self._commit(group)
 
     def _commit(self, group: list[_Job]) -> None:
-        error = self._transaction(group)
-        if error is not None and len(group) > 1:
+        error, culprit = self._transaction(group)
+        if culprit is not None and len(group) > 1:
             # One bad operation must not take its neighbours down: each alone.
             for job in group:
-                job.error = self._transaction([job])
+                job.error, _ = self._transaction([job])
         elif error is not None:
-            group[0].error = error
+            # The database itself cannot be written to: the same for all, and not tried for each again.
+            for job in group:
+                job.error = error
         if any(job.wakes and job.error is None for job in group):
             # Where this fails, the slow poll of the sleepers finds the work a moment later.
             with contextlib.suppress(sqlite3.Error, OSError):
@@ -97,19 +99,23 @@ class Writer:
         with contextlib.suppress(RuntimeError):
             self._loop.call_soon_threadsafe(_deliver, group)
 
-    def _transaction(self, group: list[_Job]) -> BaseException | None:
+    def _transaction(self, group: list[_Job]) -> tuple[BaseException | None, _Job | None]:
+        """Why it failed, and the operation that made it fail, where it was one."""
         connection = self._connection
+        culprit = None
         try:
             database.begin(connection)
             for job in group:
+                culprit = job
                 job.result = job.operation(connection)
+            culprit = None
             connection.execute("COMMIT")
         except BaseException as error:
             with contextlib.suppress(sqlite3.Error):
                 if connection.in_transaction:
                     connection.execute("ROLLBACK")
-            return _as_store_error(error)
-        return None
+            return _as_store_error(error), culprit
+        return None, None
 
 
 def _as_store_error(error: BaseException) -> BaseException:
