@@ -193,17 +193,19 @@ class Store(Protocol):
         """32 random bytes, made on first use and the same for every process since: signs output links."""
 
     # -- retention --------------------------------------------------------------------------------------
-    async def sweepable(self, before: float, limit: int) -> list[Request]:
-        """Ended requests with finished_at < before that are not swept, oldest first, whose storage keys no
-        queued or running request names in its sources.
+    async def sweep(self, before: float, limit: int) -> list[Request]:
+        """Mark as swept, and answer, up to ``limit`` ended requests with finished_at < ``before``, oldest first,
+        whose own files (outputs, and the checked copies of their inputs) no queued or running request names.
+
+        Choosing and marking are one step: a submit that names such an output either came before, and the
+        output stays, or comes later and raises InvalidInput ("input_gone"), for ever. The caller deletes the
+        files afterwards.
         """
 
-    async def mark_swept(self, ids: Sequence[RequestId]) -> None: ...
-
-    async def sweepable_files(self, before: float, limit: int) -> list[File]:
-        """Uploads older than ``before`` that no queued or running request names in its sources."""
-
-    async def delete_file(self, id_: FileId) -> None: ...
+    async def sweep_files(self, before: float, limit: int) -> list[File]:
+        """Remove, and answer, up to ``limit`` records of uploads older than ``before``, oldest first, that no
+        queued or running request names; as :meth:`sweep`.
+        """
 
 
 __all__ = ["AccountId", "Beat", "Claim", "KeyId", "Store"]

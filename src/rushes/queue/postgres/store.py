@@ -16,6 +16,7 @@ from rushes.queue.postgres.batch import Batcher
 from rushes.queue.postgres.connection import Database
 from rushes.queue.postgres.keys import KeyCache
 from rushes.queue.postgres.listen import Listener
+from rushes.queue.retention import gone
 from rushes.requests.ids import AccountId, FileId, RequestId, WorkerId
 from rushes.requests.record import (
     Failure,
@@ -123,6 +124,8 @@ class PostgresStore:
             outcome = answer["outcome"]
             if outcome == "full":
                 results.append(QueueFull(retry_after=1.0))
+            elif outcome == "gone":
+                results.append(gone(submit.new.sources, answer["swept"]))
             elif outcome == "known":
                 results.append(await self._unless_same(submit.new))
             else:
@@ -380,19 +383,11 @@ class PostgresStore:
         return self._secrets[name]
 
     # -- retention --------------------------------------------------------------------------------------
-    async def sweepable(self, before: float, limit: int) -> list[Request]:
-        found = await self._database.rows("sweepable", before, limit, again=True)
-        return [rows.request(row) for row in found]
+    async def sweep(self, before: float, limit: int) -> list[Request]:
+        return [rows.request(row) for row in await self._database.rows("sweep", before, limit)]
 
-    async def mark_swept(self, ids: Sequence[RequestId]) -> None:
-        await self._database.rows("mark_swept", ids, again=True)
-
-    async def sweepable_files(self, before: float, limit: int) -> list[File]:
-        found = await self._database.rows("sweepable_files", before, limit, again=True)
-        return [rows.file(row) for row in found]
-
-    async def delete_file(self, id_: FileId) -> None:
-        await self._database.rows("delete_file", id_, again=True)
+    async def sweep_files(self, before: float, limit: int) -> list[File]:
+        return [rows.file(row) for row in await self._database.rows("sweep_files", before, limit)]
 
     # -- plumbing ---------------------------------------------------------------------------------------
     async def _once(

@@ -1,7 +1,6 @@
 """Rows to records. The JSON columns hold what msgspec writes for the record types."""
 
 import json
-import sqlite3
 from typing import Any
 
 import msgspec
@@ -77,22 +76,3 @@ def worker(row: tuple[Any, ...]) -> WorkerRecord:
         beat=beat,
         started_at=started_at,
     )
-
-
-def keys_of(request: Request) -> set[str]:
-    """Every storage key that a request's record names."""
-    return {output.key for output in request.outputs} | _keys(request.sources)
-
-
-def storage_keys(connection: sqlite3.Connection, statement: str) -> set[str]:
-    """Every storage key that the selected sources name."""
-    return {key for (text,) in connection.execute(statement) for key in _keys(_sources.decode(text))}
-
-
-def _keys(sources: dict[str, Source]) -> set[str]:
-    named = [
-        key
-        for source in sources.values()
-        for key in (source.value if source.kind == "stored" else None, source.key)
-    ]
-    return {key for key in named if key}

@@ -8,16 +8,16 @@ import asyncio
 import os
 import sqlite3
 import time
-from collections.abc import Callable, Iterator, Sequence
-from itertools import islice
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
 import msgspec
 
-from rushes.errors import QueueFull, StoreUnavailable
+from rushes.errors import QueueFull, RushesError, StoreUnavailable
 from rushes.queue.base import Beat, Claim
-from rushes.queue.sqlite import database, rows
+from rushes.queue.retention import gone, stored_values
+from rushes.queue.sqlite import database, rows, sweep
 from rushes.queue.sqlite.database import sql
 from rushes.queue.sqlite.wake import Doorbell
 from rushes.queue.sqlite.writer import Writer
@@ -102,18 +102,24 @@ class SqliteStore:
         }
         statement = sql("submit")
 
-        def insert(connection: sqlite3.Connection) -> bool:
+        stored = stored_values(new.sources)
+
+        def insert(connection: sqlite3.Connection) -> RushesError | None:
+            # A refusal is a value, not an error: an error would undo the whole group.
+            if stored and (swept := sweep.were_swept(connection, stored)):
+                return gone(new.sources, swept)
             if queue_limit:
                 (queued,) = connection.execute(
                     sql("queued_of_key"), {"key_id": new.key_id, "limit": queue_limit}
                 ).fetchone()
                 if queued >= queue_limit:
-                    return False  # a value, not an error: an error would undo the whole group
+                    return QueueFull(retry_after=1.0)
             connection.execute(statement, values)
-            return True
+            return None
 
-        if not await self._writer.run(insert, wakes=True):
-            raise QueueFull(retry_after=1.0)
+        refused = await self._writer.run(insert, wakes=True)
+        if refused is not None:
+            raise refused
 
     async def status(self, id_: RequestId, account: AccountId | None) -> StatusView | None:
         row = self._one("status", (id_,))
@@ -374,25 +380,15 @@ class SqliteStore:
         return bytes(row[0]) if row else await self._writer.run(make)
 
     # -- retention --------------------------------------------------------------------------------------
-    async def sweepable(self, before: float, limit: int) -> list[Request]:
-        needed = self._needed_keys()
-        ended = map(rows.request, self._each("sweepable", {"before": before}))
-        return list(islice((r for r in ended if needed.isdisjoint(rows.keys_of(r))), limit))
+    async def sweep(self, before: float, limit: int) -> list[Request]:
+        if self._one("is_due", {"before": before}) is None:  # looked up without taking the write lock
+            return []
+        return await self._writer.run(lambda c: sweep.sweep(c, before, limit, self._clock()))
 
-    async def mark_swept(self, ids: Sequence[RequestId]) -> None:
-        values = [{"id": id_, "now": self._clock()} for id_ in ids]
-        await self._writer.run(lambda c: c.executemany(sql("mark_swept"), values).rowcount, wakes=False)
-
-    async def sweepable_files(self, before: float, limit: int) -> list[File]:
-        needed = self._needed_keys()
-        old = map(rows.file, self._each("sweepable_files", {"before": before}))
-        return list(islice((file for file in old if file.key not in needed), limit))
-
-    async def delete_file(self, id_: FileId) -> None:
-        await self._writer.run(lambda c: c.execute(sql("delete_file"), (id_,)).rowcount)
-
-    def _needed_keys(self) -> set[str]:
-        return rows.storage_keys(self._snapshot(), sql("live_sources"))
+    async def sweep_files(self, before: float, limit: int) -> list[File]:
+        if self._one("is_due_file", {"before": before}) is None:
+            return []
+        return await self._writer.run(lambda c: sweep.sweep_files(c, before, limit))
 
     # -- plumbing ---------------------------------------------------------------------------------------
     @property
@@ -434,13 +430,6 @@ class SqliteStore:
     def _all(self, name: str, values: Any = ()) -> list[Any]:
         try:
             return self._snapshot().execute(sql(name), values).fetchall()
-        except sqlite3.OperationalError as error:
-            raise StoreUnavailable(f"the database cannot be read: {error}") from error
-
-    def _each(self, name: str, values: Any) -> Iterator[tuple[Any, ...]]:
-        """Rows one by one: what is passed over costs no memory."""
-        try:
-            yield from self._snapshot().execute(sql(name), values)
         except sqlite3.OperationalError as error:
             raise StoreUnavailable(f"the database cannot be read: {error}") from error
 

@@ -94,6 +94,11 @@ CREATE TABLE files (
 );
 CREATE INDEX files_by_age ON files (created_at);
 
+-- The keys of outputs and uploads that retention has taken. A submit that names one is refused.
+CREATE TABLE swept_keys (
+  key text PRIMARY KEY
+);
+
 CREATE TABLE secrets (
   name  text PRIMARY KEY,
   value bytea NOT NULL CHECK (length(value) = 32)

@@ -1,12 +1,19 @@
 -- The actions that need a loop, or locks and then a fresh look: each is one round trip.
 
+-- Retention chooses what no live request names, and a submit names what retention has not taken: two looks at
+-- what the other is about to write, so one of them has to wait. Submits that name stored files share this lock,
+-- a sweep has it alone. Everybody else passes.
+CREATE FUNCTION sweep_lock() RETURNS bigint LANGUAGE sql IMMUTABLE
+  RETURN hashtextextended('rushes.sweep', 0);
+
 -- Insert a group of submits. Answers one outcome per member, in the group's order: 'stored', 'full' (the key
--- has as many queued requests as it may have), or 'known' (this id is there already: a retry after an answer
--- that was lost, or somebody else's id; the caller compares). No id may stand twice in a group.
+-- has as many queued requests as it may have), 'gone' (it names files that retention has taken: `swept` says
+-- which), or 'known' (this id is there already: a retry after an answer that was lost, or somebody else's id;
+-- the caller compares). No id may stand twice in a group.
 CREATE FUNCTION submit_requests(
   ids text[], accounts text[], key_ids text[], models text[], priorities integer[], inputs_states text[],
   inputs bytea[], sources_ bytea[], storage_keys_ text[], queue_limits integer[]
-) RETURNS TABLE (place bigint, outcome text) LANGUAGE plpgsql AS $$
+) RETURNS TABLE (place bigint, outcome text, swept text[]) LANGUAGE plpgsql AS $$
 DECLARE
   lock bigint;
 BEGIN
@@ -17,31 +24,41 @@ BEGIN
   LOOP
     PERFORM pg_advisory_xact_lock(lock);
   END LOOP;
+  IF EXISTS (SELECT FROM unnest(storage_keys_) AS m (named) WHERE m.named <> '[]') THEN
+    PERFORM pg_advisory_xact_lock_shared(sweep_lock());
+  END IF;
   RETURN QUERY
-  WITH member AS (
-    SELECT * FROM unnest(ids, accounts, key_ids, models, priorities, inputs_states, inputs, sources_,
-                         storage_keys_, queue_limits) WITH ORDINALITY
+  WITH named AS (
+    SELECT m.*, ARRAY(SELECT jsonb_array_elements_text(m.storage_keys::jsonb)) AS names
+    FROM unnest(ids, accounts, key_ids, models, priorities, inputs_states, inputs, sources_,
+                storage_keys_, queue_limits) WITH ORDINALITY
       AS m (id, account, key_id, model, priority, inputs, input, sources, storage_keys, most, place)
+  ), member AS (
+    SELECT n.*, CASE WHEN n.names = '{}' THEN '{}'
+                ELSE ARRAY(SELECT k.key FROM swept_keys AS k WHERE k.key = ANY (n.names)) END AS swept
+    FROM named AS n
   ), limited AS (
     SELECT k.key_id,
            (SELECT count(*) FROM requests AS r WHERE r.key_id = k.key_id AND r.state || '' = 'queued') AS queued
     FROM (SELECT DISTINCT m.key_id FROM member AS m WHERE m.most > 0) AS k
   ), allowed AS (
-    SELECT m.*, m.most > 0 AND l.queued + row_number() OVER (PARTITION BY m.key_id ORDER BY m.place) > m.most
+    SELECT m.*, m.most > 0
+        AND l.queued + row_number() OVER (PARTITION BY m.key_id, m.swept <> '{}' ORDER BY m.place) > m.most
       AS is_full
     FROM member AS m LEFT JOIN limited AS l USING (key_id)
   ), stored AS (
     INSERT INTO requests (id, account, key_id, model, priority, inputs, input, sources, storage_keys)
-    SELECT a.id, a.account, a.key_id, a.model, a.priority, a.inputs, a.input, a.sources,
-           ARRAY(SELECT jsonb_array_elements_text(a.storage_keys::jsonb))
-    FROM allowed AS a WHERE a.is_full IS NOT TRUE ORDER BY a.place
+    SELECT a.id, a.account, a.key_id, a.model, a.priority, a.inputs, a.input, a.sources, a.names
+    FROM allowed AS a WHERE a.is_full IS NOT TRUE AND a.swept = '{}' ORDER BY a.place
     ON CONFLICT (id) DO NOTHING
     RETURNING requests.id
   )
   SELECT a.place,
          CASE WHEN s.id IS NOT NULL THEN 'stored'
               WHEN EXISTS (SELECT FROM requests AS r WHERE r.id = a.id) THEN 'known'
-              WHEN a.is_full THEN 'full' ELSE 'known' END
+              WHEN a.swept <> '{}' THEN 'gone'
+              WHEN a.is_full THEN 'full' ELSE 'known' END,
+         a.swept
   FROM allowed AS a LEFT JOIN stored AS s USING (id) ORDER BY a.place;
 END $$;
 
@@ -177,3 +194,61 @@ RETURNS TABLE (id text, state text) LANGUAGE sql AS $$
   WHERE r.seq = f.seq
   RETURNING r.id, r.state
 $$;
+
+-- Mark as swept the ended requests that are due, oldest first, and whose own files no live request names. What is
+-- in `files` is an upload, and judged by itself. The outputs' JSON is this program's own; a NUL, which
+-- PostgreSQL could not read, is in no key.
+CREATE FUNCTION sweep_requests(before double precision, most integer) RETURNS SETOF requests
+LANGUAGE plpgsql AS $$
+BEGIN
+  IF NOT EXISTS (SELECT FROM requests AS r
+                 WHERE r.finished_at < before AND r.finished_at IS NOT NULL AND r.swept_at IS NULL) THEN
+    RETURN;
+  END IF;
+  PERFORM pg_advisory_xact_lock(sweep_lock());
+  RETURN QUERY
+  WITH due AS MATERIALIZED (
+    SELECT r.seq FROM requests AS r
+    WHERE r.finished_at < before AND r.finished_at IS NOT NULL AND r.swept_at IS NULL
+      AND NOT EXISTS (
+        SELECT FROM requests AS live
+        WHERE live.state IN ('queued', 'running') AND live.storage_keys <> '{}'
+          AND live.storage_keys && ARRAY(
+            SELECT k.key FROM unnest(r.storage_keys) AS k (key)
+            WHERE NOT EXISTS (SELECT FROM files AS f WHERE f.key = k.key)))
+    ORDER BY r.finished_at, r.seq LIMIT most
+  ), marked AS (
+    UPDATE requests AS r SET swept_at = epoch() FROM due WHERE r.seq = due.seq RETURNING r.*
+  ), kept AS (
+    INSERT INTO swept_keys (key)
+    SELECT DISTINCT o.value ->> 'key'
+    FROM marked AS m CROSS JOIN LATERAL json_array_elements(convert_from(m.outputs, 'UTF8')::json) AS o (value)
+    WHERE m.outputs IS NOT NULL
+    ON CONFLICT DO NOTHING
+  )
+  SELECT * FROM marked AS m ORDER BY m.finished_at, m.seq;
+END $$;
+
+CREATE FUNCTION sweep_uploads(before double precision, most integer) RETURNS SETOF files
+LANGUAGE plpgsql AS $$
+BEGIN
+  IF NOT EXISTS (SELECT FROM files AS f WHERE f.created_at < before) THEN
+    RETURN;
+  END IF;
+  PERFORM pg_advisory_xact_lock(sweep_lock());
+  RETURN QUERY
+  WITH due AS MATERIALIZED (
+    SELECT f.id FROM files AS f
+    WHERE f.created_at < before
+      AND NOT EXISTS (
+        SELECT FROM requests AS live
+        WHERE live.state IN ('queued', 'running') AND live.storage_keys <> '{}'
+          AND live.storage_keys && ARRAY[f.key])
+    ORDER BY f.created_at, f.id LIMIT most
+  ), removed AS (
+    DELETE FROM files AS f USING due WHERE f.id = due.id RETURNING f.*
+  ), kept AS (
+    INSERT INTO swept_keys (key) SELECT r.key FROM removed AS r ON CONFLICT DO NOTHING
+  )
+  SELECT * FROM removed AS r ORDER BY r.created_at, r.id;
+END $$;

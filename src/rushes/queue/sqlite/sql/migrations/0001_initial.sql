@@ -86,6 +86,52 @@ BEGIN
     WHERE level = 1 AND rank = -OLD.priority AND bucket = OLD.seq >> 12 AND model = OLD.model AND n > 1;
 END;
 
+-- Which storage keys the queued and running requests name in their sources: retention asks for each of a due
+-- request's files whether it is among them.
+CREATE TABLE live_keys (
+  seq INTEGER NOT NULL,
+  key TEXT    NOT NULL,
+  PRIMARY KEY (seq, key)
+) STRICT, WITHOUT ROWID;
+CREATE INDEX live_keys_by_key ON live_keys (key);
+
+CREATE TRIGGER requests_name_on_insert AFTER INSERT ON requests WHEN NEW.sources <> x'7b7d'
+BEGIN
+  INSERT INTO live_keys
+    SELECT NEW.seq, json_extract(s.value, n.path) FROM json_each(CAST(NEW.sources AS TEXT)) AS s
+    JOIN (SELECT '$.key' AS path UNION ALL SELECT '$.value') AS n
+      ON n.path = '$.key' OR json_extract(s.value, '$.kind') = 'stored'
+    WHERE json_extract(s.value, n.path) IS NOT NULL
+    ON CONFLICT DO NOTHING;
+END;
+
+CREATE TRIGGER requests_name AFTER UPDATE OF sources ON requests WHEN NEW.sources <> x'7b7d'
+BEGIN
+  INSERT INTO live_keys
+    SELECT NEW.seq, json_extract(s.value, n.path) FROM json_each(CAST(NEW.sources AS TEXT)) AS s
+    JOIN (SELECT '$.key' AS path UNION ALL SELECT '$.value') AS n
+      ON n.path = '$.key' OR json_extract(s.value, '$.kind') = 'stored'
+    WHERE json_extract(s.value, n.path) IS NOT NULL
+    ON CONFLICT DO NOTHING;
+END;
+
+CREATE TRIGGER requests_name_no_more AFTER UPDATE OF state ON requests
+  WHEN NEW.state NOT IN ('queued', 'running') AND NEW.sources <> x'7b7d'
+BEGIN
+  DELETE FROM live_keys WHERE seq = NEW.seq;
+END;
+
+CREATE TRIGGER requests_vanish AFTER DELETE ON requests
+BEGIN
+  DELETE FROM live_keys WHERE seq = OLD.seq;
+END;
+
+-- The keys of outputs and uploads that retention has taken. A submit that names one is refused, in its own
+-- transaction: it may have looked before they were taken.
+CREATE TABLE swept_keys (
+  key TEXT PRIMARY KEY
+) STRICT, WITHOUT ROWID;
+
 -- An outcome is for ever.
 CREATE TRIGGER requests_outcome_stays BEFORE UPDATE OF state, outputs, failure ON requests
   WHEN OLD.state IN ('succeeded', 'failed', 'cancelled') AND NEW.state <> OLD.state
