@@ -3,11 +3,15 @@
 The environment wins over the file. `docs/settings.md` documents each one; a test holds it to this module.
 """
 
+import difflib
+import ipaddress
 import os
+import re
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Final
+from urllib.parse import urlsplit
 
 import msgspec
 from msgspec import Meta
@@ -51,7 +55,7 @@ class Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
     ] = ()
     trusted_proxies: Annotated[
         str, _help("Addresses whose X-Forwarded-Proto and -For are believed, comma-separated; `*` for all.")
-    ] = "127.0.0.1"
+    ] = "127.0.0.1,::1"
     max_body_bytes: Annotated[int, _help("Largest JSON body, in bytes.", ge=1024)] = 64 * 1024 * 1024
     rate_limit: Annotated[
         float, _help("Submits per second and key, with bursts of ten times that; 0 for no limit.", ge=0)
@@ -128,52 +132,144 @@ def load(environ: Mapping[str, str] | None = None, *, file: Path | None = None, 
     names the setting and where it was set.
     """
     environ = os.environ if environ is None else environ
-    values: dict[str, Any] = {}
-    origin: dict[str, str] = {}
-    named = environ.get("RUSHES_CONFIG")
-    path = file or (Path(named) if named else Path("rushes.toml"))
-    if path.exists():
-        try:
-            table = tomllib.loads(path.read_text("utf-8"))
-        except (tomllib.TOMLDecodeError, UnicodeDecodeError, OSError) as error:
-            raise SettingsError(f"{path}: {error}") from None
-        for name, value in table.items():
-            values[name], origin[name] = value, str(path)
-    elif file or named:
-        raise SettingsError(f"{path}: this settings file does not exist")
-    known = set(setting_names())
-    for variable, text in environ.items():
-        name = variable.removeprefix(PREFIX).lower()
-        if variable.startswith(PREFIX) and name in known:
-            values[name], origin[name] = text, variable
+    values, origin = _from_file(environ, file)
+    _from_environment(environ, values, origin)
     for name, value in overrides.items():
         if value is not None:
             values[name], origin[name] = value, f"--{name.replace('_', '-')}"
-    unknown = sorted(set(values) - known)
-    if unknown:
-        raise SettingsError(f"{origin[unknown[0]]}: there is no setting {unknown[0]!r}; see docs/settings.md")
-    return _convert(values, origin)
-
-
-def _convert(values: dict[str, Any], origin: dict[str, str]) -> Settings:
-    types = msgspec.structs.fields(Settings)
-    converted: dict[str, Any] = {}
-    for field in types:
-        if field.name not in values:
-            continue
-        value = values[field.name]
-        if isinstance(value, str) and isinstance(field.default, tuple):
-            value = tuple(part.strip() for part in value.split(",") if part.strip())
-        elif isinstance(value, str) and isinstance(field.default, bool):
-            value = {"on": True, "yes": True, "off": False, "no": False}.get(value.lower(), value)
-        elif isinstance(value, Path):
-            value = str(value)
-        try:
-            converted[field.name] = msgspec.convert(
-                value, field.type, strict=False, dec_hook=lambda type_, text: type_(text)
-            )
-        except (msgspec.ValidationError, TypeError, ValueError) as error:
-            raise SettingsError(
-                f"{origin[field.name]}: {field.name} cannot be {values[field.name]!r}: {error}"
-            ) from None
+    problems = [
+        f"{origin[name]}: there is no setting {name!r}; "
+        + (f"did you mean {near!r}?" if (near := _near(name)) else "see docs/settings.md")
+        for name in values
+        if name not in _DEFAULTS
+    ]
+    converted = {}
+    for field in msgspec.structs.fields(Settings):
+        if field.name in values:
+            try:
+                converted[field.name] = _value(field, values[field.name])
+            except (msgspec.ValidationError, TypeError, ValueError) as error:
+                problems.append(f"{origin[field.name]}: {field.name} cannot be {values[field.name]!r}: {error}")
+    if problems:
+        raise SettingsError("\n".join(problems))
     return Settings(**converted)
+
+
+def _from_file(environ: Mapping[str, str], file: Path | None) -> tuple[dict[str, Any], dict[str, str]]:
+    named = environ.get("RUSHES_CONFIG")
+    path = file or (Path(named) if named else Path("rushes.toml"))
+    if not path.exists():
+        if file or named:
+            raise SettingsError(f"{path}: this settings file does not exist")
+        return {}, {}
+    try:
+        values = tomllib.loads(path.read_text("utf-8"))
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError, OSError) as error:
+        raise SettingsError(f"{path}: {error}") from None
+    return values, dict.fromkeys(values, str(path))
+
+
+def _from_environment(environ: Mapping[str, str], values: dict[str, Any], origin: dict[str, str]) -> None:
+    for variable, text in environ.items():
+        if not variable.startswith(PREFIX):
+            continue
+        name = variable.removeprefix(PREFIX).lower()
+        if name not in _DEFAULTS:
+            if near := _near(name):
+                known = f"{PREFIX}{near.upper()}"
+                raise SettingsError(f"{variable}: there is no such setting; did you mean {known}?")
+        elif text or _DEFAULTS[name] in _EMPTY:
+            # Set to nothing is how compose files leave a variable out; only where nothing is a value is it one.
+            values[name], origin[name] = text, variable
+
+
+def _value(field: Any, value: Any) -> Any:
+    """What was written, as the setting's type. Raises ValueError or msgspec.ValidationError."""
+    if isinstance(field.default, tuple):
+        parts = value.split(",") if isinstance(value, str) else value
+        value = tuple(part.strip() for part in parts if part.strip())
+    elif isinstance(field.default, bool):
+        value = _switch(value)
+    elif isinstance(value, Path):
+        value = str(value)
+    made = msgspec.convert(value, field.type, strict=False, dec_hook=lambda type_, text: type_(text))
+    check = _CHECKS.get(field.name)
+    if check is not None:
+        for part in made if isinstance(made, tuple) else (made,):
+            if part:
+                check(part)
+    return made
+
+
+def _switch(value: Any) -> bool:
+    known = {
+        "on": True,
+        "yes": True,
+        "true": True,
+        "1": True,
+        "off": False,
+        "no": False,
+        "false": False,
+        "0": False,
+    }
+    if str(value).lower() not in known:
+        raise ValueError("it is a switch: on or off")
+    return known[str(value).lower()]
+
+
+def _check_base(url: str) -> None:
+    parts = urlsplit(url)
+    if parts.scheme not in ("http", "https") or not parts.hostname or parts.query or parts.fragment:
+        raise ValueError("write a whole address, such as https://api.example")
+
+
+def _check_origin(origin: str) -> None:
+    parts = urlsplit(origin)
+    if origin != "*" and (not parts.scheme or not parts.netloc or origin != f"{parts.scheme}://{parts.netloc}"):
+        raise ValueError(
+            "an origin has a scheme and a host and nothing more, such as https://app.example; or *"
+        )
+
+
+def _check_networks(text: str) -> None:
+    for part in filter(None, (one.strip() for one in text.split(","))):
+        if part != "*":
+            ipaddress.ip_network(part, strict=False)
+
+
+def _check_network(text: str) -> None:
+    ipaddress.ip_network(text, strict=False)
+
+
+def _one_of(*schemes: str) -> Callable[[str], None]:
+    def check(url: str) -> None:
+        if not url.startswith(schemes):
+            raise ValueError("it begins with " + " or ".join(schemes))
+
+    return check
+
+
+def _check_engine(name: str) -> None:
+    if name not in ("draft", "noop") and not re.fullmatch(r"[\w.]+:\w+", name):
+        raise ValueError("there is draft, or module:factory for one of your own")
+
+
+_CHECKS: Final[dict[str, Callable[[str], None]]] = {
+    "public_url": _check_base,
+    "cors_origins": _check_origin,
+    "trusted_proxies": _check_networks,
+    "fetch_allow": _check_network,
+    "database_url": _one_of("postgresql://", "postgres://"),
+    "storage_url": _one_of("s3://", "gs://", "az://"),
+    "engine": _check_engine,
+}
+_EMPTY: Final = ("", (), None)
+_DEFAULTS: Final = {field.name: field.default for field in msgspec.structs.fields(Settings)}
+_MORE_VARIABLES: Final = ("config", "api_key", "base_url", "child_settings", "supervisor")
+
+
+def _near(name: str) -> str | None:
+    """The setting that was probably meant."""
+    if name in _MORE_VARIABLES:
+        return None
+    return next(iter(difflib.get_close_matches(name, _DEFAULTS, 1, 0.75)), None)

@@ -5,6 +5,7 @@ import signal
 import time
 
 import httpx
+import pytest
 
 from rushes.queue.base import Store
 from support.server import T2I, Server, eventually
@@ -180,6 +181,8 @@ def test_an_engine_that_does_not_load_uses_up_no_attempts(make_server) -> None:
     server: Server = make_server(engine="support.engines:Missing").start()
     id_ = server.submit("ok")
     eventually(lambda: "engine not started" in server.log.read_text(), 20)
+    assert "has no attribute 'Missing'" in server.log.read_text()
+    assert "Fatal Python error" not in server.log.read_text()
     assert server.status(id_)["status"] == "in_queue"
     server.stop()
     server.settings["engine"] = "support.engines:PromptEngine"
@@ -227,3 +230,55 @@ role = "prompt"
     assert server.call("GET", f"/v1/models/{T2I}").status_code == 200
     assert "colour" in server.command("models", "check", status=1)
     server.stop()
+
+
+def test_while_it_drains_a_server_answers_polls_and_takes_nothing_new(make_server) -> None:
+    server: Server = make_server(drain_seconds=20).start()
+    id_ = server.submit("sleep 3")
+    server.running(id_)
+    waiting = server.submit("ok")
+    process = server.process
+    process.send_signal(signal.SIGTERM)
+    refused = eventually(lambda: refusal(server), 5, "a submit is refused")
+    assert 503 == refused.status_code
+    assert refused.headers["retry-after"]
+    assert "in_progress" == server.status(id_)["status"]
+    assert "cancelled" == server.call("POST", f"/v1/requests/{waiting}/cancel").json()["outcome"]
+    assert 0 == process.wait(30)
+    record = server.with_store(lambda store: store.get(id_))
+    assert ("succeeded", 1) == (record.state, record.attempt)
+
+
+def refusal(server: Server) -> httpx.Response | None:
+    answer = server.call("POST", f"/v1/models/{T2I}", json={"prompt": "ok"})
+    return None if answer.status_code == 200 else answer
+
+
+def test_one_database_has_one_storage(make_server, postgres) -> None:
+    url = postgres.create_database()
+    first: Server = make_server("one", database_url=url, engine="noop").start()
+    second: Server = make_server("two", database_url=url, engine="noop")
+    assert 0 != second.spawn().wait(30)
+    assert "need the same RUSHES_STORAGE_URL" in second.log.read_text()
+    assert "Traceback" not in second.log.read_text()
+    assert 0 == first.stop()
+    first.start()
+    assert 0 == first.stop()
+
+
+@pytest.mark.parametrize(
+    ("settings", "text", "status"),
+    [
+        ({"engine": "nope"}, "module:factory", 2),
+        ({"storage_url": "ftp://x"}, "s3://", 2),
+        ({"database_url": "mysql://x"}, "postgresql://", 2),
+        ({"fetch_allow": "nonsense", "public_url": "foo"}, "RUSHES_FETCH_ALLOW", 2),
+    ],
+)
+def test_wrong_settings_are_one_clear_message(make_server, settings, text, status) -> None:
+    server: Server = make_server(**settings)
+    assert status == server.spawn().wait(30)
+    log = server.log.read_text()
+    assert text in log
+    assert "Traceback" not in log
+    assert len(log.splitlines()) <= 3

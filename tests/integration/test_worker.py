@@ -173,3 +173,14 @@ async def test_a_stale_lease_does_not_take_the_newer_one_along(tmp_path, monkeyp
         assert [first.fence] == lost
         assert 1 == len(leases)
         assert await bench.store.succeed(second, [], None)
+
+
+@pytest.mark.parametrize("prompt", ["nothing", "other-kind"])
+async def test_what_an_engine_returns_is_looked_at(tmp_path, monkeypatch, prompt) -> None:
+    async with workbench(tmp_path, monkeypatch) as bench:
+        id_ = await bench.submit(prompt)
+        bench.start()
+        record = await bench.ended(id_)
+        assert record.failure is not None
+        assert ("failed", "engine_error", 1) == (record.state, record.failure.code, record.attempt)
+        assert "the output of this model is: image" in record.failure.message

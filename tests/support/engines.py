@@ -65,11 +65,18 @@ class PromptEngine:
                     path = job.output_dir / "out.tiff (1)"
                     path.write_bytes(b"II*\0")
                     return [Produced(path, "image", "image/tiff", 1, 1)]
+                case "nothing":
+                    return []
+                case "other-kind":
+                    path = job.output_dir / "out.mp4"
+                    path.write_bytes(b"x")
+                    return [Produced(path, "video", "video/mp4", 8, 8)]
                 case "inputs":
                     size = sum(path.stat().st_size for path in job.files.values()) % 64 + 1
         path = job.output_dir / "out.png"
         path.write_bytes(png(size, size))
-        return [Produced(path, "image", "image/png", size, size)]
+        # For the queue's tests a video model's output need not be a video; a worker looks at the kind alone.
+        return [Produced(path, job.model.output, "image/png", size, size)]
 
 
 def _helper(*, away: bool) -> None:

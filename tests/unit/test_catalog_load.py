@@ -1,6 +1,7 @@
 """The catalog: what comes with it, what users add, and what happens while they edit."""
 
 import os
+from collections.abc import Callable
 from pathlib import Path
 
 import orjson
@@ -336,3 +337,87 @@ def test_a_sample_that_does_not_fit_is_named(tmp_path: Path) -> None:
 
     assert (str(folder / "sample.json"), "prompt") == (caught.value.file, caught.value.key)
     assert "prompt must be a string; got 5" == caught.value.problem
+
+
+def nested_toml(file: Path) -> None:
+    file.write_bytes(b"a = " + b"[" * 5000)
+
+
+def nested_tables(file: Path) -> None:
+    file.write_bytes(b"a = " + b"{b=" * 5000)
+
+
+def binary(file: Path) -> None:
+    file.write_bytes(bytes(range(256)) * 100)
+
+
+def a_folder(file: Path) -> None:
+    (file / "deeper").mkdir(parents=True)
+
+
+def circle(file: Path) -> None:
+    file.symlink_to(file)
+
+
+def nothing(file: Path) -> None:
+    file.symlink_to(file.parent / "nowhere")
+
+
+def unreadable(file: Path) -> None:
+    """A regular file that cannot be read by anybody, not even by root."""
+    file.symlink_to("/proc/self/mem")
+
+
+def forbidden(file: Path) -> None:
+    file.write_bytes(b"name = ")
+    file.chmod(0)
+
+
+@pytest.mark.parametrize(
+    "make",
+    [nested_toml, nested_tables, binary, a_folder, circle, nothing, unreadable, forbidden],
+)
+def test_whatever_a_manifest_is_the_others_work_and_it_is_named(
+    tmp_path: Path, make: Callable[[Path], None]
+) -> None:
+    write(tmp_path, "me/good")
+    file = tmp_path / "me/bad/model.toml"
+    file.parent.mkdir()
+    catalog = Catalog.load(tmp_path)
+    version = catalog.version
+
+    make(file)
+
+    assert catalog.refresh()
+    assert "me/good" in names(catalog)
+    assert [str(file)] == [error.file for error in catalog.broken]
+    assert version < catalog.version
+    assert not catalog.refresh()
+    assert [str(file)] == [error.file for error in Catalog.load(tmp_path).broken]
+
+
+@pytest.mark.parametrize("name", ["sample.json", "graph.json"])
+def test_whatever_a_file_beside_the_manifest_is_the_others_work_and_it_is_named(
+    tmp_path: Path, name: str
+) -> None:
+    write(tmp_path, "me/good")
+    folder = write(tmp_path, "me/bad", 'graph = "graph.json"\n' + MANIFEST.format(name="Bad"))
+    (folder / "graph.json").write_text("{}")
+    (folder / name).write_bytes(b'{"prompt": ' + b"[" * 900 + b"]" * 900 + b"}")
+    if name == "graph.json":
+        (folder / name).write_bytes(b"[" * 5000)
+    catalog = Catalog.load(tmp_path)
+
+    assert "me/good" in names(catalog)
+    assert [str(folder / name)] == [error.file for error in catalog.broken]
+
+
+def test_a_name_that_is_no_text_is_named_in_words_that_can_be_logged(tmp_path: Path) -> None:
+    folder = write(tmp_path, os.fsdecode(b"me/b\xffd"))
+    catalog = Catalog.load(tmp_path)
+
+    (error,) = catalog.broken
+    assert error.message.encode()
+    assert "b\\xffd" in error.file
+    assert 4 == len(catalog.entries())
+    assert folder.exists()

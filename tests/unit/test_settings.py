@@ -73,3 +73,66 @@ def test_bad_files(tmp_path: Path) -> None:
 def test_settings_are_frozen() -> None:
     with pytest.raises(AttributeError):
         Settings().port = 1  # type: ignore[misc]
+
+
+def test_set_to_nothing_is_not_set_where_nothing_is_no_value() -> None:
+    settings = load({"RUSHES_HOST": "", "RUSHES_MODELS": "", "RUSHES_PORT": "", "RUSHES_DATABASE_URL": ""})
+    assert ("127.0.0.1", "*", 8000, "") == (
+        settings.host,
+        settings.models,
+        settings.port,
+        settings.database_url,
+    )
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("public_url", "foo"),
+        ("public_url", "https://"),
+        ("cors_origins", "https://a,http://b/"),
+        ("trusted_proxies", "zz"),
+        ("fetch_allow", "10.0.0.0/8,nonsense"),
+        ("engine", "nope"),
+        ("storage_url", "ftp://x"),
+        ("database_url", "mysql://x"),
+        ("access_log", "maybe"),
+    ],
+)
+def test_values_that_cannot_work_are_refused(name: str, text: str) -> None:
+    with pytest.raises(SettingsError, match=f"RUSHES_{name.upper()}"):
+        load({f"RUSHES_{name.upper()}": text})
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("public_url", "https://api.example/rushes"),
+        ("cors_origins", "*"),
+        ("cors_origins", "https://a,http://localhost:3000"),
+        ("trusted_proxies", "10.0.0.0/8, ::1"),
+        ("trusted_proxies", "*"),
+        ("fetch_allow", "10.0.0.0/8,fd00::/8"),
+        ("engine", "my.package:make"),
+        ("storage_url", "s3://bucket/prefix"),
+        ("database_url", "postgresql://a@b/c"),
+    ],
+)
+def test_values_that_can_work_are_taken(name: str, text: str) -> None:
+    assert load({f"RUSHES_{name.upper()}": text})
+
+
+def test_every_mistake_is_named_at_once(tmp_path: Path) -> None:
+    file = tmp_path / "rushes.toml"
+    file.write_text('prot = 1\nworkers = "two"\naccess_log = "maybe"\n')
+    with pytest.raises(SettingsError) as caught:
+        load({"RUSHES_PUBLIC_URL": "x"}, file=file)
+    lines = caught.value.message.splitlines()
+    assert 4 == len(lines)
+    assert "did you mean 'port'?" in lines[0]
+
+
+def test_a_variable_that_is_nearly_a_setting_is_not_passed_over() -> None:
+    with pytest.raises(SettingsError, match=r"RUSHES_PROT: .*RUSHES_PORT"):
+        load({"RUSHES_PROT": "1"})
+    assert load({"RUSHES_API_KEY": "x", "RUSHES_BASE_URL": "y", "RUSHES_SOMETHING_ELSE": "z"})

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
-from rushes.catalog.manifest import MANIFEST, MOST_SEGMENTS, SAMPLE, read_manifest
+from rushes.catalog.manifest import MANIFEST, MOST_SEGMENTS, SAMPLE, read_manifest, shown
 from rushes.catalog.model import Model
 from rushes.catalog.schema import enforced_schema, output_schema, seed_schema
 from rushes.catalog.validate import Validator
@@ -38,16 +38,29 @@ class Entry(NamedTuple):
 def load_entry(folder: Path, root: Path) -> Entry:
     """Read, check and compile the model in ``folder``; its id is the path below ``root``.
 
-    Raises ManifestError, also where the sample does not fit the schema.
+    Raises ManifestError, also where the sample does not fit the schema, and whatever else goes wrong: a folder
+    is somebody's to edit, and must not end a server.
     """
-    model = read_manifest(folder, root)
-    validator = Validator(model)
+    file = folder / MANIFEST
     try:
+        model = read_manifest(folder, root)
+        validator = Validator(model)
+        file = folder / SAMPLE
         validator.validate_input(model.sample)
+        file = folder / MANIFEST
+        return _entry(model, validator)
+    except ManifestError:
+        raise
     except InvalidInput as error:
         first = (error.detail or [{}])[0]
         key = str((first.get("loc") or [""])[0])
-        raise ManifestError(str(folder / SAMPLE), key, str(first.get("msg", error.message))) from None
+        raise ManifestError(shown(file), key, str(first.get("msg", error.message))) from None
+    except Exception as error:
+        problem = f"cannot be used: {type(error).__name__}: {str(error)[:500]}"
+        raise ManifestError(shown(file), "", problem) from error
+
+
+def _entry(model: Model, validator: Validator) -> Entry:
     words = (model.id, model.name, model.description, *model.categories)
     return Entry(
         model=model,
@@ -150,7 +163,7 @@ class Catalog:
         if root is None:
             return False
         found = _scan(root)
-        missing = not root.is_dir()
+        missing = not os.path.isdir(root)  # noqa: PTH112 - unlike Path's, never raises
         same = found.keys() == self._user.keys() and all(
             self._user[folder].signature == signature for folder, signature in found.items()
         )
@@ -168,9 +181,9 @@ class Catalog:
         loaded = [*self._builtin.values(), *self._user.values()]
         entries = {one.entry.model.id: one.entry for one in loaded if one.entry}
         broken = [one.error for one in loaded if one.error]
-        if self._missing:
+        if self._missing and self._user_dir is not None:
             problem = "there is no such folder: create it, or unset models_dir"
-            broken.append(ManifestError(str(self._user_dir), "", problem))
+            broken.append(ManifestError(shown(self._user_dir), "", problem))
         self._entries = dict(sorted(entries.items()))
         self._broken = tuple(broken)
         self.version += 1
@@ -203,9 +216,13 @@ def _walk(folder: Path, depth: int, above: frozenset[tuple[int, int]]) -> Iterat
             for item in listing:
                 try:
                     status = item.stat()
-                except OSError:  # removed meanwhile, or a link to nothing
+                except OSError:  # removed meanwhile, or a link to nothing or in a circle
+                    if item.name == MANIFEST and item.is_symlink():
+                        files.append((item.name, 0, 0, 0, 0))  # reading it will say what is wrong
                     continue
-                if stat.S_ISDIR(status.st_mode) and not item.name.startswith("."):
+                if stat.S_ISDIR(status.st_mode) and item.name == MANIFEST:
+                    files.append((item.name, 0, 0, 0, status.st_ino))
+                elif stat.S_ISDIR(status.st_mode) and not item.name.startswith("."):
                     folders.append(Path(item.path))
                 elif stat.S_ISREG(status.st_mode):
                     files.append(

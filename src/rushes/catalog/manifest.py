@@ -5,6 +5,7 @@ the key and the fix. `docs/models.md` is the reference of the keys.
 """
 
 import math
+import os
 import re
 import tomllib
 from collections import Counter
@@ -58,9 +59,14 @@ class _Manifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     engines: dict[str, dict[str, Any]] = {}
 
 
+def shown(path: Path) -> str:
+    """The path in words that can be logged: names on a disk need not be text."""
+    return os.fsencode(path).decode("utf-8", "backslashreplace")
+
+
 def model_id(folder: Path, root: Path) -> str:
     """The id of the model in ``folder``: its path below ``root``. Raises ManifestError if that is none."""
-    file = str(folder / MANIFEST)
+    file = shown(folder / MANIFEST)
     segments = folder.relative_to(root).parts
     if not FEWEST_SEGMENTS <= len(segments) <= MOST_SEGMENTS:
         raise ManifestError(
@@ -95,7 +101,7 @@ class _Reader:
         self._file = folder / MANIFEST
 
     def _wrong(self, key: str, problem: str) -> ManifestError:
-        return ManifestError(str(self._file), key, problem)
+        return ManifestError(shown(self._file), key, problem)
 
     def read(self, id_: str) -> Model:
         table = self._table()
@@ -128,6 +134,8 @@ class _Reader:
             return tomllib.loads(self._file.read_text("utf-8"))
         except tomllib.TOMLDecodeError as error:
             raise self._wrong("", f"this is not TOML: {error}") from None
+        except RecursionError:
+            raise self._wrong("", "arrays or tables are nested too deeply") from None
         except UnicodeDecodeError as error:
             raise self._wrong("", f"this is not UTF-8: {error}; save it as UTF-8") from None
         except OSError as error:
@@ -291,12 +299,12 @@ class _Reader:
         try:
             value = orjson.loads(file.read_bytes())
         except OSError as error:
-            raise self._wrong("graph", f"{file} cannot be read: {error.strerror}") from None
+            raise self._wrong("graph", f"{shown(file)} cannot be read: {error.strerror}") from None
         except orjson.JSONDecodeError as error:
-            raise ManifestError(str(file), "", f"this is not JSON: {error}") from None
+            raise ManifestError(shown(file), "", f"this is not JSON: {error}") from None
         if not isinstance(value, dict):
             raise ManifestError(
-                str(file), "", "must be a JSON object: export the workflow in ComfyUI's API format"
+                shown(file), "", "must be a JSON object: export the workflow in ComfyUI's API format"
             )
 
     def _sample(self, manifest: _Manifest) -> dict[str, Any]:
@@ -309,18 +317,18 @@ class _Reader:
             for name in manifest.required:
                 if fields[name].default is None:
                     raise ManifestError(
-                        str(file),
+                        shown(file),
                         name,
                         "write a sample input to this file; it can only be left out where every required "
                         "input has a default",
                     ) from None
             return {name: fields[name].default for name in manifest.required}
         except OSError as error:
-            raise ManifestError(str(file), "", f"cannot be read: {error.strerror}") from None
+            raise ManifestError(shown(file), "", f"cannot be read: {error.strerror}") from None
         except orjson.JSONDecodeError as error:
-            raise ManifestError(str(file), "", f"this is not JSON: {error}") from None
+            raise ManifestError(shown(file), "", f"this is not JSON: {error}") from None
         if not isinstance(value, dict):
-            raise ManifestError(str(file), "", "must be a JSON object with the input's fields")
+            raise ManifestError(shown(file), "", "must be a JSON object with the input's fields")
         return value
 
 

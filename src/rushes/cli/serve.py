@@ -14,6 +14,7 @@ from rushes.cli.options import config_option, data_dir_option, load
 @click.option("--workers", type=int, help="Engine slots on this machine (default: 1; 0 for the gateway alone).")
 @click.option("--engine", help="Engine of the local slots (default: draft).")
 @config_option
+@click.option("--end-with-parent", is_flag=True, hidden=True)
 def serve(
     host: str | None,
     port: int | None,
@@ -21,6 +22,8 @@ def serve(
     workers: int | None,
     engine: str | None,
     config: Path | None,
+    *,
+    end_with_parent: bool,
 ) -> None:
     """Run the server: gateway, store and local workers.
 
@@ -28,7 +31,10 @@ def serve(
     """
     from rushes import log
     from rushes.cli.supervisor import run_server
+    from rushes.worker.guard import die_with_parent
 
+    if end_with_parent:
+        die_with_parent()
     settings = load(config, host=host, port=port, data_dir=data_dir, workers=workers, engine=engine)
     log.configure()
     run_server(settings)

@@ -22,7 +22,7 @@ from rushes import log
 from rushes.errors import DirectoryInUse, SettingsError
 from rushes.requests.ids import uuid7
 from rushes.settings import Settings
-from rushes.wiring import CHILD_SETTINGS, clean_scratch, encode_settings
+from rushes.wiring import CHILD_SETTINGS, DRAIN_SIGNAL, clean_scratch, encode_settings, preflight
 from rushes.worker.guard import SUPERVISOR
 
 _BACKOFF: Final = (0.05, 0.2, 0.5, 1.0, 2.0, 5.0)
@@ -135,6 +135,11 @@ class Child:
             self.kill()
             await process.wait()
 
+    def signal(self, number: signal.Signals) -> None:
+        if self._process is not None and self._process.returncode is None:
+            with contextlib.suppress(ProcessLookupError):
+                self._process.send_signal(number)
+
     def kill(self) -> None:
         if self._process is not None and self._process.returncode is None:
             with contextlib.suppress(ProcessLookupError):
@@ -162,7 +167,11 @@ async def supervise(settings: Settings, listener: socket.socket, server_id: str)
     await asyncio.wait([stopped, *keepers], return_when=asyncio.FIRST_COMPLETED)
     stopped.cancel()
     log.event("server stopping")
-    await asyncio.gather(*(child.stop(settings.drain_seconds + _GRACE_SECONDS) for child in children))
+    # The worker first: while it finishes, clients go on polling, and what they submit is sent elsewhere.
+    gateway, *workers = children
+    gateway.signal(DRAIN_SIGNAL)
+    await asyncio.gather(*(worker.stop(settings.drain_seconds + _GRACE_SECONDS) for worker in workers))
+    await gateway.stop(_GRACE_SECONDS)
     for keeper in keepers:
         keeper.cancel()
     for outcome in await asyncio.gather(*keepers, return_exceptions=True):
@@ -173,6 +182,7 @@ async def supervise(settings: Settings, listener: socket.socket, server_id: str)
 def run_server(settings: Settings) -> None:
     """All of `rushes serve`. Returns when the server has stopped."""
     with owned_directory(settings.data_dir) as server_id:
+        asyncio.run(preflight(settings))
         clean_scratch(settings)
         with listen(settings.host, settings.port) as listener:
             note = settings.data_dir / "server.json"

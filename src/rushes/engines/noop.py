@@ -8,6 +8,8 @@ class NoopEngine:
     """Ends every job in the moment it starts, without an output."""
 
     name = "noop"
+    makes_files = False
+    """An engine without this, or with True, must return a file of the kind that the model makes."""
 
     def warm(self, model: Model) -> None:
         """There is nothing to load."""

@@ -73,7 +73,8 @@ class Store(Protocol):
 
     # -- the request's way ------------------------------------------------------------------------------
     async def submit(self, new: NewRequest, *, queue_limit: int = 0) -> None:
-        """Store durably, queued, then wake workers. With ``queue_limit`` > 0 raises QueueFull where the key
+        """Store durably, queued, then wake workers. Raises InvalidInput (``input_gone``) where a source names what
+        retention has removed. With ``queue_limit`` > 0 raises QueueFull where the key
         has that many queued requests already. Inputs are "pending" where a source has no key and is no
         sample, else "ready".
         """
@@ -189,8 +190,11 @@ class Store(Protocol):
 
     async def get_file(self, id_: FileId, account: AccountId | None) -> File | None: ...
 
-    async def secret(self, name: str) -> bytes:
-        """32 random bytes, made on first use and the same for every process since: signs output links."""
+    async def secret(self, name: str, fresh: bytes | None = None) -> bytes:
+        """32 random bytes, made on first use and the same for every process since: signs output links.
+
+        ``fresh`` is taken instead of new ones where there are none yet.
+        """
 
     # -- retention --------------------------------------------------------------------------------------
     async def sweep(self, before: float, limit: int) -> list[Request]:

@@ -21,6 +21,7 @@ from rushes.errors import (
     NotFound,
     RateLimited,
     RushesError,
+    StoreUnavailable,
     Unauthorized,
 )
 from rushes.media import links
@@ -66,6 +67,7 @@ class Service:
         self._secret = secret
         self._sources = Sources(store, storage, policy, secret)
         self._limiter = RateLimiter(settings.rate_limit)
+        self._draining = False
         self._lanes: dict[str, list[str] | None] = {}
         self._lanes_at = float("-inf")
         self._workers: list[WorkerRecord] = []
@@ -104,8 +106,17 @@ class Service:
         return entry
 
     # -- the request's way ------------------------------------------------------------------------------
+    def drain(self) -> None:
+        """The server is stopping: take no more submits, go on answering everything else."""
+        self._draining = True
+
     async def admit(self, caller: Key) -> None:
-        """Count one submit against the key's rate. Raises RateLimited, with the time to wait."""
+        """Count one submit against the key's rate.
+
+        Raises RateLimited, with the time to wait; StoreUnavailable while the server is stopping.
+        """
+        if self._draining:
+            raise StoreUnavailable("The server is stopping. Nothing was accepted; try again.", retry_after=5.0)
         wait = self._limiter.take(caller.id, self._clock())
         if wait:
             raise RateLimited(retry_after=wait)

@@ -32,7 +32,12 @@ def main(make_engine: Callable[[], Engine]) -> None:
     _offer_to_the_oom_killer()
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C in a terminal is the supervisor's to handle
     jobs = _read_in_background(sys.stdin.buffer)
-    engine = make_engine()
+    try:
+        engine = make_engine()
+    except Exception as error:
+        traceback.print_exc()
+        _send(out, Failed("engine", "engine_start_failed", str(error) or repr(error)))
+        os._exit(3)  # without a farewell: the reading thread may hold a lock that a farewell would want
     _send(out, Ready(engine.name))
     warm: str | None = None
     while True:
@@ -49,7 +54,7 @@ def _run(
             report(Progress(stage="loading"))
             engine.warm(job.model)
         produced = engine.run(job, report)
-        _check(produced, job.output_dir)
+        _check(produced, job, may_be_none=not getattr(engine, "makes_files", True))
         return Done(produced), job.model.id
     except EngineError as error:
         return Failed("engine", error.reason, error.message, error.node, error.retryable), None
@@ -66,10 +71,16 @@ def _run(
         return Failed("unexpected", "engine_error", text), None
 
 
-def _check(produced: list[Produced], output_dir: Path) -> None:
+def _check(produced: list[Produced], job: Job, *, may_be_none: bool) -> None:
+    """An engine's word is not enough: the files must be there, and of the kind that the model makes."""
     for file in produced:
-        if not file.path.resolve().is_relative_to(output_dir.resolve()) or not file.path.is_file():
+        if not file.path.resolve().is_relative_to(job.output_dir.resolve()) or not file.path.is_file():
             raise EngineError("engine_error", "The engine named an output that it did not make.")
+    if not may_be_none and job.model.output not in [file.kind for file in produced]:
+        made = ", ".join(file.kind for file in produced) or "nothing"
+        raise EngineError(
+            "engine_error", f"The engine made {made}; the output of this model is: {job.model.output}."
+        )
 
 
 def _thinned(out: BinaryIO) -> Callable[[Progress], None]:

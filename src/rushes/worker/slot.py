@@ -52,6 +52,9 @@ class Slot:
         except TimeoutError:
             await self.kill("the engine did not start in time")
             raise ChildLost("engine_start_failed", "The engine did not start in time.") from None
+        if isinstance(message, Failed):
+            await self.kill("the engine failed to start")
+            raise ChildLost(message.code, message.message)
         if not isinstance(message, Ready):
             await self.kill("the engine answered out of turn")
             raise ChildLost("engine_start_failed", "The engine did not start.")

@@ -372,12 +372,12 @@ class PostgresStore:
         row = await self._database.row("get_file", id_, account, again=True) if _storable(id_) else None
         return rows.file(row) if row else None
 
-    async def secret(self, name: str) -> bytes:
+    async def secret(self, name: str, fresh: bytes | None = None) -> bytes:
         for _ in range(_TRIES):
             if name in self._secrets:
                 return self._secrets[name]
             # No row: another process made it after this statement began. The next look sees it.
-            row = await self._database.row("secret", name, os.urandom(32), again=True)
+            row = await self._database.row("secret", name, fresh or os.urandom(32), again=True)
             if row:
                 self._secrets[name] = row["value"]
         return self._secrets[name]

@@ -369,11 +369,11 @@ class SqliteStore:
         found = rows.file(row) if row else None
         return found if found is not None and account in (None, found.account) else None
 
-    async def secret(self, name: str) -> bytes:
-        fresh = os.urandom(32)
+    async def secret(self, name: str, fresh: bytes | None = None) -> bytes:
+        made = fresh or os.urandom(32)
 
         def make(connection: sqlite3.Connection) -> bytes:
-            connection.execute(sql("make_secret"), (name, fresh))
+            connection.execute(sql("make_secret"), (name, made))
             return bytes(connection.execute(sql("secret"), (name,)).fetchone()[0])
 
         row = self._one("secret", (name,))

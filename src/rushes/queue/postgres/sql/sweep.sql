@@ -1,0 +1,1 @@
+SELECT * FROM sweep_requests($1, $2)

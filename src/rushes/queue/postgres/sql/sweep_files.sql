@@ -1,0 +1,1 @@
+SELECT * FROM sweep_uploads($1, $2)

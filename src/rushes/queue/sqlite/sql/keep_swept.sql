@@ -1,0 +1,1 @@
+INSERT INTO swept_keys (key) VALUES (?) ON CONFLICT DO NOTHING
