@@ -15,21 +15,29 @@ import signal
 import socket
 import sys
 import tempfile
+import time
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
 from pathlib import Path
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 import msgspec
 
 from rushes import log
 from rushes.engines.base import Engine
-from rushes.errors import SettingsError
+from rushes.errors import NotFound, RushesError, SettingsError, StoreUnavailable
 from rushes.queue.base import Store
 from rushes.settings import Settings
 
+if TYPE_CHECKING:
+    from rushes.media.storage import Storage
+
 CHILD_SETTINGS: Final = "RUSHES_CHILD_SETTINGS"
 DATABASE: Final = "rushes.db"
+START_SECONDS: Final = 30.0
+DRAIN_SIGNAL: Final = signal.SIGUSR1
+"""Tells a gateway to take no more submits, and to go on answering everything else."""
+_STORAGE_MARK: Final = "storage/identity"
 SLOT_COMMAND: Final = (sys.executable, "-m", "rushes.wiring", "slot")
 
 
@@ -59,6 +67,51 @@ async def opened_store(settings: Settings) -> AsyncIterator[Store]:
         yield store
     finally:
         await store.close()
+
+
+async def identify_storage(settings: Settings, store: Store, storage: "Storage") -> None:
+    """Make sure that a database and a storage belong together; they are paired on first use.
+
+    Two servers on one database with a folder each would accept requests and lose their files. Raises
+    SettingsError, StoreUnavailable.
+    """
+    place = settings.storage_url or str(settings.data_dir / "files")
+    for last in (False, True):
+        try:
+            mark = bytes.fromhex(b"".join([part async for part in storage.stream(_STORAGE_MARK)]).decode())
+        except NotFound:
+            mark = os.urandom(32)
+            await storage.put_bytes(_STORAGE_MARK, mark.hex().encode(), "text/plain")
+            continue  # another process may have done the same: see whose it is now
+        if await store.secret("storage", mark) == mark:
+            return
+        if last:
+            break
+    raise SettingsError(
+        f"the files of this database are not in {place}: all servers and workers of a database need the same "
+        "RUSHES_STORAGE_URL, or the same data directory"
+    )
+
+
+async def preflight(settings: Settings, seconds: float = START_SECONDS) -> None:
+    """Look at everything that a server needs, before it says that it is there.
+
+    Waits for a database that is still starting. Raises SettingsError, StoreUnavailable.
+    """
+    from rushes.media.storage import open_storage
+
+    deadline = time.monotonic() + seconds
+    while True:
+        try:
+            async with opened_store(settings) as store:
+                await identify_storage(settings, store, open_storage(settings))
+        except StoreUnavailable as error:
+            if time.monotonic() > deadline:
+                raise
+            log.event("waiting", error=error.message)
+            await asyncio.sleep(1.0)
+        else:
+            return
 
 
 def make_engine(settings: Settings) -> Engine:
@@ -123,6 +176,7 @@ async def run_gateway(settings: Settings, listener: socket.socket) -> None:
     import uvicorn
 
     from rushes.api.app import make_app
+    from rushes.api.protocol import serving_protocol
     from rushes.catalog.load import Catalog
     from rushes.media.fetch import policy_from
     from rushes.media.inspector import Inspector
@@ -164,7 +218,7 @@ async def run_gateway(settings: Settings, listener: socket.socket) -> None:
             uvicorn.Config(
                 app,
                 loop="none",
-                http="httptools",
+                http=serving_protocol(),
                 ws="none",
                 lifespan="off",
                 log_config=None,
@@ -178,6 +232,7 @@ async def run_gateway(settings: Settings, listener: socket.socket) -> None:
             )
         )
         loop = asyncio.get_running_loop()
+        loop.add_signal_handler(DRAIN_SIGNAL, service.drain)
         loop.add_signal_handler(signal.SIGTERM, lambda: setattr(server, "should_exit", True))
         # The switch between the loop and the store's writer thread should not wait for the default 5 ms.
         sys.setswitchinterval(0.0005)
@@ -229,6 +284,8 @@ async def run_worker(settings: Settings, owner: str = "") -> None:
     if not owner:
         loop.add_signal_handler(signal.SIGINT, on_signal)
     async with contextlib.AsyncExitStack() as stack:
+        if not owner:  # a server has looked already
+            await preflight(settings)
         store = await stack.enter_async_context(opened_store(settings))
         if owner:
             for worker in await store.workers():
@@ -263,11 +320,19 @@ def decode_settings(text: str) -> Settings:
 
 def main(arguments: list[str]) -> None:
     """Be one of a server's processes."""
+    log.configure()
+    settings = decode_settings(os.environ[CHILD_SETTINGS])
+    try:
+        _be(arguments, settings)
+    except RushesError as error:
+        log.event("ended", role=arguments[0], error=error.message)
+        raise SystemExit(1) from None
+
+
+def _be(arguments: list[str], settings: Settings) -> None:
     from rushes.worker.child import main as run_slot
     from rushes.worker.guard import die_with_parent
 
-    log.configure()
-    settings = decode_settings(os.environ[CHILD_SETTINGS])
     match arguments:
         case ["slot"]:
             run_slot(lambda: make_engine(settings))

@@ -454,7 +454,7 @@ class TestOutputs:
     async def test_swept_outputs_say_so(self, app: App) -> None:
         id_ = await app.submit()
         await app.produce(await app.claim())
-        await app.store.mark_swept([id_])  # type: ignore[list-item]
+        assert [id_] == [request.id for request in await app.store.sweep(4e9, 10)]
         result = (await app.http.get(f"/v1/requests/{id_}/result")).json()
         assert (result["status"], result["output"]) == ("succeeded", {})
         assert result["expired_at"]

@@ -3,6 +3,7 @@
 from pathlib import Path
 
 from starlette.applications import Starlette
+from starlette.datastructures import Headers
 from starlette.exceptions import HTTPException
 from starlette.middleware.cors import CORSMiddleware
 from starlette.requests import Request
@@ -12,10 +13,10 @@ from starlette.types import ASGIApp
 
 from rushes.api.files import Files
 from rushes.api.gateway import Gateway
-from rushes.api.http import error_body, error_headers
+from rushes.api.http import error_body, error_headers, trace_of
 from rushes.api.models import Models
 from rushes.api.outputs import Outputs
-from rushes.errors import MalformedRequest, MethodNotAllowed, NotFound, RushesError
+from rushes.errors import InternalError, MalformedRequest, MethodNotAllowed, NotFound, RushesError
 from rushes.media.inspector import Inspector
 from rushes.media.storage import Storage
 from rushes.queue.base import Store
@@ -44,16 +45,17 @@ def make_app(
             Route("/v1/models", models.listing),
             Route("/v1/models/categories", models.categories),
             Route("/v1/models/{model_id:path}/openapi.json", models.model_document),
-            Route("/v1/models/{model_id:path}", models.one),
+            # the gateway takes the POST; it stands here for the Allow of a 405
+            Route("/v1/models/{model_id:path}", models.one, methods=["GET", "POST"]),
             Route("/v1/files", files.upload, methods=["POST"]),
             Route("/v1/files/{file_id}", files.describe),
             Route("/outputs/{key:path}", outputs.serve),
         ],
-        exception_handlers={RushesError: _refuse, HTTPException: _refuse_http},
+        exception_handlers={RushesError: _refuse, HTTPException: _refuse_http, Exception: _mistake},
     )
-    gateway: ASGIApp = Gateway(service, settings, others)
+    gateway: ASGIApp = Gateway(service, settings, others, scratch)
     if settings.cors_origins:
-        gateway = CORSMiddleware(
+        gateway = _Cors(
             gateway,
             allow_origins=settings.cors_origins,
             allow_methods=["*"],
@@ -61,6 +63,26 @@ def make_app(
             expose_headers=["X-Request-Id", "Retry-After", "Content-Range", "ETag"],
         )
     return gateway
+
+
+class _Cors(CORSMiddleware):
+    """Answers preflights itself: in our form, and with our header."""
+
+    def preflight_response(self, request_headers: Headers) -> Response:
+        response = super().preflight_response(request_headers)
+        if response.status_code != 200:
+            error = MalformedRequest(
+                f"{bytes(response.body).decode()}. The setting cors_origins has who may call."
+            )
+            kept = {name: value for name, value in response.headers.items() if not name.startswith("content-")}
+            response = Response(error_body(error), error.status, kept, media_type="application/json")
+        response.headers["X-Request-Id"] = trace_of(request_headers.get("x-request-id", "").encode()).decode()
+        return response
+
+
+async def _mistake(request: Request, _: Exception) -> Response:
+    """The gateway logs it: Starlette raises the exception again once this is sent."""
+    return await _refuse(request, InternalError())
 
 
 async def _refuse(_: Request, error: Exception) -> Response:

@@ -8,30 +8,38 @@ import itertools
 import re
 import secrets
 from collections.abc import Mapping
+from functools import lru_cache
 from typing import Any, Final
+from urllib.parse import urlsplit
 
 import orjson
-from starlette.types import Receive, Scope, Send
+from starlette.types import Scope, Send
 
-from rushes.errors import BodyTooLarge, MalformedRequest, RushesError
+from rushes.errors import MalformedRequest, MethodNotAllowed, RushesError
 
 JSON_TYPE: Final = (b"content-type", b"application/json")
 _TRACE: Final = re.compile(rb"[A-Za-z0-9._:-]{1,128}")
+_HOST: Final = re.compile(rb"(?:[A-Za-z0-9._-]{1,253}|\[[0-9A-Fa-f:.]{2,45}\])(?::\d{0,5})?")
 
 
 _PROCESS: Final = secrets.token_hex(6).encode()
 _numbers: Final = itertools.count(1)
 
 
-def _new_trace() -> bytes:
+def new_trace() -> bytes:
     """An id that no other process and no other request has; it need not be unguessable."""
     return b"%s-%x" % (_PROCESS, next(_numbers))
+
+
+def trace_of(given: bytes) -> bytes:
+    """The client's own X-Request-Id, if it is decent, else a new one."""
+    return given if _TRACE.fullmatch(given) else new_trace()
 
 
 class Head:
     """What we read from a request's line and headers, in one pass."""
 
-    __slots__ = ("authorization", "base_url", "length", "method", "path", "trace")
+    __slots__ = ("authorization", "base_url", "length", "method", "path", "status", "trace")
 
     def __init__(self, scope: Scope, public_url: str) -> None:
         self.method: str = scope["method"]
@@ -48,35 +56,30 @@ class Head:
                 self.length = int(value) if value.isdigit() and len(value) < 16 else -1
             elif name == b"x-request-id":
                 trace = value
-        self.trace = trace if trace and _TRACE.fullmatch(trace) else _new_trace()
-        self.base_url = public_url or f"{scope['scheme']}://{host.decode('latin-1') or _own_address(scope)}"
+        self.status = 0
+        """Of the answer, from the moment at which it begins."""
+        self.trace = trace_of(trace) if trace else new_trace()
+        authority = _authority(host) if host else _own_address(scope)
+        self.base_url = authority and (public_url or f"{scope['scheme']}://{authority}")
+        """The base of the URLs in answers, without a slash at its end; "" where the Host header is none."""
+
+
+@lru_cache(maxsize=256)
+def _authority(host: bytes) -> str:
+    """A Host header's value, if it can be part of a URL, else ""."""
+    if not _HOST.fullmatch(host):
+        return ""
+    text = host.decode("ascii")
+    try:
+        usable = bool(urlsplit(f"http://{text}").hostname) and urlsplit(f"http://{text}").port != 0
+    except ValueError:
+        return ""
+    return text if usable else ""
 
 
 def _own_address(scope: Scope) -> str:
-    server = scope.get("server") or ("localhost", 80)
-    return f"{server[0]}:{server[1]}"
-
-
-async def read_body(receive: Receive, length: int, limit: int) -> bytes:
-    """The whole body. Raises BodyTooLarge past ``limit`` bytes, before reading where the length says so."""
-    too_large = BodyTooLarge(f"The body may have {limit} bytes; upload large files with POST /v1/files.")
-    if length > limit:
-        raise too_large
-    message = await receive()
-    if not message.get("more_body"):
-        body: bytes = message.get("body", b"")
-        if len(body) > limit:
-            raise too_large
-        return body
-    parts, total = [message.get("body", b"")], len(message.get("body", b""))
-    while message.get("more_body"):
-        message = await receive()
-        part = message.get("body", b"")
-        total += len(part)
-        if total > limit:
-            raise too_large
-        parts.append(part)
-    return b"".join(parts)
+    host, port = scope.get("server") or ("localhost", 80)
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
 
 
 async def answer(send: Send, status: int, body: bytes, headers: list[tuple[bytes, bytes]]) -> None:
@@ -84,6 +87,14 @@ async def answer(send: Send, status: int, body: bytes, headers: list[tuple[bytes
     headers += (JSON_TYPE, (b"content-length", b"%d" % len(body)))
     await send({"type": "http.response.start", "status": status, "headers": headers})
     await send({"type": "http.response.body", "body": body})
+
+
+class WrongMethod(MethodNotAllowed):
+    """This address does not take this method."""
+
+    def __init__(self, message: str, allow: str) -> None:
+        super().__init__(message)
+        self.allow = allow
 
 
 def error_body(error: RushesError) -> bytes:
@@ -98,6 +109,8 @@ def error_headers(error: RushesError) -> Mapping[str, str]:
     headers = {}
     if error.retry_after is not None:
         headers["Retry-After"] = str(max(1, -int(-error.retry_after // 1)))
+    if isinstance(error, WrongMethod):
+        headers["Allow"] = error.allow
     if error.status == 401:
         headers["WWW-Authenticate"] = "Bearer"
     return headers

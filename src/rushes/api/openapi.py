@@ -11,6 +11,7 @@ from collections.abc import Iterable
 from importlib.metadata import version
 from typing import Any, Final
 
+from rushes.api.schemas import object_of, ref, schemas
 from rushes.catalog.load import DEFAULT_LIMIT, MAX_LIMIT, Entry
 
 _Json = dict[str, Any]
@@ -23,17 +24,20 @@ _ERRORS: Final[dict[int, tuple[str, str]]] = {
     405: ("MethodNotAllowed", "The address exists, but not with this method."),
     413: ("BodyTooLarge", "The body is larger than the server accepts."),
     416: ("RangeNotSatisfiable", "The range lies outside the file."),
+    431: (
+        "HeadTooLarge",
+        "The address and headers are larger than the server accepts; it closes the connection.",
+    ),
     422: ("InvalidInput", "The input does not fit. `detail` names every field at fault."),
     429: ("TooManyRequests", "The key's rate limit or queue limit is reached."),
     500: ("InternalError", "The server made a mistake; its log has it under the X-Request-Id."),
     503: ("Unavailable", "The store cannot be reached. Nothing was accepted."),
 }
-_RETRY_AFTER: Final = frozenset({429, 503})
-_EVERYWHERE: Final = (400, 401, 403, 405, 429, 500, 503)
+_ERROR_HEADERS: Final = {405: "Allow", 416: "Content-Range", 429: "Retry-After", 503: "Retry-After"}
+_PUBLIC: Final = (400, 405, 431, 500, 503)
+"""What any route may answer: 400 to what is no HTTP, 503 also where there are too many connections."""
+_EVERYWHERE: Final = (*_PUBLIC, 401, 403, 429)
 """What any route that asks for a key may answer."""
-
-_STATES: Final = ["in_queue", "in_progress", "completed", "cancelled"]
-_RESULTS: Final = ["in_queue", "in_progress", "succeeded", "failed", "cancelled"]
 
 
 def server_openapi(entries: Iterable[Entry], base_url: str) -> _Json:
@@ -50,7 +54,7 @@ def server_openapi(entries: Iterable[Entry], base_url: str) -> _Json:
             "server",
             "This document",
             {"200": _json_answer("An OpenAPI 3.1 document.", {"type": "object"})},
-            errors=(405, 500),
+            errors=_PUBLIC,
             public=True,
         )
     }
@@ -60,7 +64,7 @@ def server_openapi(entries: Iterable[Entry], base_url: str) -> _Json:
             "server",
             "What answers here, and where to go on",
             {"200": _json_answer("Name, version and addresses.", {"type": "object"})},
-            errors=(405, 500),
+            errors=_PUBLIC,
             public=True,
         )
     }
@@ -70,7 +74,7 @@ def server_openapi(entries: Iterable[Entry], base_url: str) -> _Json:
             "server",
             "Whether the server can take requests",
             {"200": _json_answer("It can.", {"type": "object"})},
-            errors=(405, 500, 503),
+            errors=_PUBLIC,
             public=True,
         )
     }
@@ -97,7 +101,7 @@ def _document(title: str, description: str, base_url: str, paths: _Json) -> _Jso
                 "key": {"type": "http", "scheme": "bearer", "description": "`rushes keys create` makes one."}
             },
             "headers": _headers(),
-            "schemas": _schemas(),
+            "schemas": schemas(),
             "responses": {name: _error_answer(status) for status, (name, _) in _ERRORS.items()},
         },
     }
@@ -118,9 +122,9 @@ def _models() -> _Json:
             {"type": "integer", "minimum": 0, "maximum": 1_000_000, "default": 0},
         ),
     ]
-    answer = _object(
+    answer = object_of(
         {
-            "models": {"type": "array", "items": _ref("ModelSummary")},
+            "models": {"type": "array", "items": ref("ModelSummary")},
             "total": {"type": "integer", "minimum": 0},
         },
         ["models", "total"],
@@ -137,7 +141,7 @@ def _models() -> _Json:
 
 
 def _categories() -> _Json:
-    answer = _object({"categories": {"type": "array", "items": {"type": "string"}}}, ["categories"])
+    answer = object_of({"categories": {"type": "array", "items": {"type": "string"}}}, ["categories"])
     return {
         "get": _operation(
             "list_categories",
@@ -156,7 +160,7 @@ def _model_paths(entry: Entry, word: str) -> _Json:
         f"submit_{word}",
         "models",
         f"Submit a request to {model.name}",
-        {"200": {**_json_answer("Stored and queued.", _ref("Submitted")), "links": _links()}},
+        {"200": {**_json_answer("Stored and queued.", ref("Submitted")), "links": _links()}},
         description=model.description,
         errors=(*_EVERYWHERE, 404, 413, 422),
     )
@@ -165,7 +169,7 @@ def _model_paths(entry: Entry, word: str) -> _Json:
         f"get_model_{word}",
         "models",
         f"The schemas and the price of {model.name}",
-        {"200": _json_answer("The model.", _ref("ModelDetail"))},
+        {"200": _json_answer("The model.", ref("ModelDetail"))},
         errors=(*_EVERYWHERE, 404),
     )
     document = _operation(
@@ -192,7 +196,7 @@ def _request_paths() -> _Json:
         "get_status",
         "requests",
         "The state of a request",
-        {"200": _json_answer("Its state now. A failed request is completed.", _ref("Status"))},
+        {"200": _json_answer("Its state now. A failed request is completed.", ref("Status"))},
         errors=errors,
         parameters=[request_id],
     )
@@ -200,7 +204,7 @@ def _request_paths() -> _Json:
         "get_result",
         "requests",
         "The outcome of a request",
-        {"200": _json_answer("Its outcome, or its state while there is none.", _ref("Result"))},
+        {"200": _json_answer("Its outcome, or its state while there is none.", ref("Result"))},
         errors=errors,
         parameters=[
             request_id,
@@ -211,7 +215,7 @@ def _request_paths() -> _Json:
         "cancel_request",
         "requests",
         "Cancel a request that is still queued",
-        {"202": _json_answer("Whether it was cancelled. A running request is not.", _ref("Cancelled"))},
+        {"202": _json_answer("Whether it was cancelled. A running request is not.", ref("Cancelled"))},
         errors=(*errors, 413),
         parameters=[request_id],
     )
@@ -227,7 +231,7 @@ def _file_paths() -> _Json:
         "upload_file",
         "files",
         "Upload an input file",
-        {"200": _json_answer("Checked and stored. Use `url` as an input.", _ref("File"))},
+        {"200": _json_answer("Checked and stored. Use `url` as an input.", ref("File"))},
         description="The content is sniffed; no Content-Type and no file name is trusted.",
         errors=(*_EVERYWHERE, 413, 422),
     )
@@ -243,7 +247,7 @@ def _file_paths() -> _Json:
     upload["requestBody"] = {
         "required": True,
         "content": {
-            "multipart/form-data": {"schema": _object({"file": binary}, ["file"])},
+            "multipart/form-data": {"schema": object_of({"file": binary}, ["file"])},
             "application/octet-stream": {"schema": binary},
         },
     }
@@ -252,7 +256,7 @@ def _file_paths() -> _Json:
         "get_file",
         "files",
         "What is known of an uploaded file",
-        {"200": _json_answer("The file's record.", _ref("File"))},
+        {"200": _json_answer("The file's record.", ref("File"))},
         errors=(*_EVERYWHERE, 404),
         parameters=[file_id],
     )
@@ -269,7 +273,11 @@ def _outputs() -> _Json:
     content: _Json = {"image/*": {}, "video/*": {}, "application/octet-stream": {}}
     answers: _Json = {
         "200": {"description": "The whole file.", "headers": _answer_headers(), "content": content},
-        "206": {"description": "The range asked for.", "headers": _answer_headers(), "content": content},
+        "206": {
+            "description": "The range asked for, with GET.",
+            "headers": _answer_headers(),
+            "content": content,
+        },
         "304": {"description": "Unchanged since the ETag sent.", "headers": _answer_headers()},
     }
     operation = _operation(
@@ -278,7 +286,7 @@ def _outputs() -> _Json:
         "Download an output by its signed link",
         answers,
         description="Results carry these links; each call for a result renews them.",
-        errors=(400, 403, 404, 405, 416, 500, 503),
+        errors=(*_PUBLIC, 403, 404, 416),
         parameters=parameters,
         public=True,
     )
@@ -337,14 +345,6 @@ def _links() -> _Json:
     }
 
 
-def _ref(name: str) -> _Json:
-    return {"$ref": f"#/components/schemas/{name}"}
-
-
-def _object(properties: _Json, required: list[str]) -> _Json:
-    return {"type": "object", "properties": properties, "required": required}
-
-
 def _json_answer(description: str, schema: _Json) -> _Json:
     return {
         "description": description,
@@ -353,14 +353,14 @@ def _json_answer(description: str, schema: _Json) -> _Json:
     }
 
 
-def _answer_headers(*, retry: bool = False) -> _Json:
-    names = ["X-Request-Id", "Retry-After"] if retry else ["X-Request-Id"]
-    return {name: {"$ref": f"#/components/headers/{name}"} for name in names}
+def _answer_headers(*more: str) -> _Json:
+    return {name: {"$ref": f"#/components/headers/{name}"} for name in ("X-Request-Id", *more)}
 
 
 def _error_answer(status: int) -> _Json:
-    answer = _json_answer(_ERRORS[status][1], _ref("Error"))
-    answer["headers"] = _answer_headers(retry=status in _RETRY_AFTER)
+    answer = _json_answer(_ERRORS[status][1], ref("Error"))
+    if status in _ERROR_HEADERS:
+        answer["headers"] = _answer_headers(_ERROR_HEADERS[status])
     return answer
 
 
@@ -370,131 +370,19 @@ def _headers() -> _Json:
             "description": "Names this HTTP request in the server's log.",
             "schema": {"type": "string"},
         },
+        "Allow": {
+            "description": "The methods that the address takes.",
+            "required": True,
+            "schema": {"type": "string"},
+        },
+        "Content-Range": {
+            "description": "`bytes */` and the size of the file.",
+            "required": True,
+            "schema": {"type": "string"},
+        },
         "Retry-After": {
             "description": "Seconds after which to try again.",
             "required": True,
             "schema": {"type": "integer", "minimum": 0},
         },
-    }
-
-
-def _schemas() -> _Json:
-    text: _Json = {"type": "string"}
-    link: _Json = {"type": "string", "format": "uri"}
-    links: _Json = {"type": "array", "items": link}
-    moment: _Json = {"type": "string", "format": "date-time"}
-    position: _Json = {"type": "integer", "minimum": 1, "description": "1 is next. Only while in_queue."}
-    seconds: _Json = {"type": "number", "minimum": 0}
-    fraction = {"type": "number", "minimum": 0, "maximum": 1, "description": "How far it is."}
-    detail = _object(
-        {"loc": {"type": "array", "items": {"type": ["string", "integer"]}}, "msg": text, "type": text},
-        ["loc", "msg", "type"],
-    )
-    summary = _summary_properties()
-    return {
-        "Error": _object(
-            {
-                "error_code": {"type": "integer", "description": "Stable; clients may branch on it."},
-                "error_message": {"type": "string", "description": "What is wrong and what to do next."},
-                "detail": {"type": "array", "items": detail},
-            },
-            ["error_code", "error_message"],
-        ),
-        "Submitted": _object(
-            {"request_id": text, "status_url": link, "result_url": link, "cancel_url": link},
-            ["request_id", "status_url", "result_url", "cancel_url"],
-        ),
-        "Status": _object(
-            {
-                "request_id": text,
-                "status": {"type": "string", "enum": _STATES},
-                "queue_position": position,
-                "progress": fraction,
-                "eta": {**seconds, "description": "Seconds that it may still take."},
-                "stage": {"type": "string", "description": "What the engine does now."},
-                "status_url": link,
-                "result_url": link,
-            },
-            ["request_id", "status", "status_url", "result_url"],
-        ),
-        "Result": _object(
-            {
-                "request_id": text,
-                "status": {"type": "string", "enum": _RESULTS},
-                "model_id": text,
-                "output": _ref("Output"),
-                "files": {"type": "array", "items": _produced(), "description": "What is in the output."},
-                "expired_at": {**moment, "description": "When retention removed the output."},
-                "error": _ref("Failure"),
-                "queue_position": position,
-                "created_at": moment,
-                "started_at": moment,
-                "finished_at": moment,
-                "engine": {"type": "string", "description": "What made the output."},
-                "cost": {"type": "number", "minimum": 0, "description": "US dollars."},
-            },
-            ["request_id", "status", "created_at"],
-        ),
-        "Output": _object({"image": link, "video": link, "images": links, "videos": links}, []),
-        "Failure": _object({"code": text, "message": text, "node": text, "field": text}, ["code", "message"]),
-        "Cancelled": _object(
-            {
-                "request_id": text,
-                "status": {"type": "string", "enum": _STATES},
-                "outcome": {"type": "string", "enum": ["cancelled", "not_cancellable"]},
-            },
-            ["request_id", "status", "outcome"],
-        ),
-        "ModelSummary": _object(summary, _SUMMARY_REQUIRED),
-        "ModelDetail": _object(
-            {**summary, "sample": {"type": "object"}},
-            [*_SUMMARY_REQUIRED, "input_schema", "output_schema", "sample"],
-        ),
-        "File": _object(
-            {
-                "id": text,
-                "name": text,
-                "content_type": text,
-                "size": {"type": "integer", "minimum": 0, "description": "Bytes."},
-                "url": {**link, "description": "Use it as an input."},
-            },
-            ["id", "url", "name", "content_type", "size"],
-        ),
-    }
-
-
-def _produced() -> _Json:
-    """One file of an output, as it was when it was stored."""
-    pixels: _Json = {"type": "integer", "minimum": 1}
-    return _object(
-        {
-            "url": {"type": "string", "format": "uri"},
-            "content_type": {"type": "string"},
-            "size": {"type": "integer", "minimum": 0, "description": "Bytes."},
-            "width": pixels,
-            "height": pixels,
-            "frames": pixels,
-            "fps": {"type": ["number", "null"]},
-            "duration": {"type": ["number", "null"], "description": "Seconds."},
-        },
-        ["url", "content_type", "size", "width", "height"],
-    )
-
-
-_SUMMARY_REQUIRED: Final = ["model_id", "display_name", "categories", "base_price_usd", "price_unit"]
-
-
-def _summary_properties() -> _Json:
-    """The keys of :func:`rushes.catalog.listing.model_summary`."""
-    return {
-        "model_id": {"type": "string"},
-        "display_name": {"type": "string"},
-        "description": {"type": "string"},
-        "categories": {"type": "array", "items": {"type": "string"}},
-        "output_type": {"type": "string", "enum": ["image", "video"]},
-        "base_price_usd": {"type": "number", "minimum": 0},
-        "price_unit": {"type": "string", "enum": ["second", "output"]},
-        "pricing_note": {"type": "string"},
-        "input_schema": {"type": "object", "description": "In the dialect of this API: `float` is a number."},
-        "output_schema": {"type": "object"},
     }

@@ -6,10 +6,12 @@ from typing import Final
 from starlette.requests import Request
 from starlette.responses import Response, StreamingResponse
 
+from rushes.api.http import error_body
 from rushes.errors import Forbidden, RangeUnsatisfiable
 from rushes.media.storage import Storage
 from rushes.service.core import Service
 
+_ETAG: Final = re.compile(r'"[^"]*"')
 _RANGE: Final = re.compile(r"bytes=(\d{0,18})-(\d{0,18})", re.ASCII)
 
 
@@ -38,12 +40,17 @@ class Outputs:
             "Content-Security-Policy": "default-src 'none'; sandbox",
             "Content-Disposition": f'inline; filename="{_file_name(key)}"',
         }
-        if etag in [tag.strip() for tag in request.headers.get("if-none-match", "").split(",")]:
+        known = request.headers.get("if-none-match", "")
+        if known.strip() == "*" or etag in _ETAG.findall(known):  # W/ makes no difference here (13.1.2)
             return Response(status_code=304, headers=headers)
         wanted = request.headers.get("range", "")
-        if wanted and request.headers.get("if-range", etag) != etag:
-            wanted = ""
-        span = parse_range(wanted, meta.size)
+        if request.method != "GET" or request.headers.get("if-range", etag) != etag:
+            wanted = ""  # a range is defined for GET alone (14.2)
+        try:
+            span = parse_range(wanted, meta.size)
+        except RangeUnsatisfiable as error:
+            outside = {"Content-Range": f"bytes */{meta.size}"}
+            return Response(error_body(error), error.status, outside, media_type="application/json")
         start, end = span or (0, meta.size)
         headers["Content-Length"] = str(end - start)
         if span:

@@ -8,8 +8,8 @@ from datetime import UTC, datetime
 from typing import Any, Final
 from urllib.parse import parse_qs
 
-from rushes.api.http import dumps, flag
-from rushes.errors import MethodNotAllowed, NotFound
+from rushes.api.http import WrongMethod, dumps, flag
+from rushes.errors import NotFound
 from rushes.requests.record import Key, Output, Request
 from rushes.requests.states import State
 from rushes.service.core import Service
@@ -56,7 +56,7 @@ class Native:
         if allowed is None:
             raise NotFound("A request has /status, /result and /cancel.")
         if method not in (allowed, "HEAD") or (method == "HEAD" and allowed != "GET"):
-            raise MethodNotAllowed(f"/{verb} takes {allowed}.")
+            raise WrongMethod(f"/{verb} takes {allowed}.", "GET, HEAD" if allowed == "GET" else allowed)
         if verb == "status":
             return await self._status(caller, id_, base_url)
         if verb == "result":
