@@ -118,6 +118,16 @@ class InvalidInput(RushesError):
     code = 422001
     status = 422
 
+    @classmethod
+    def listing(cls, detail: list[dict[str, Any]]) -> "InvalidInput":
+        """The error for these fields, the first three in its message."""
+        messages = [str(entry["msg"]).rstrip(" .") for entry in detail]
+        where = "" if len(messages) == 1 else f" in {len(messages)} places"
+        text = "; ".join(messages[:3]) + ("; …" if len(messages) > 3 else "")
+        return cls(
+            f"The input does not fit{where}: {text}{'' if text.endswith(('?', '…')) else '.'}", detail=detail
+        )
+
 
 class RateLimited(RushesError):
     """Too many requests with this key. Wait, then try again."""

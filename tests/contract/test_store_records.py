@@ -9,7 +9,7 @@ import asyncpg
 import msgspec
 import pytest
 
-from rushes.errors import InvalidInput, StoreUnavailable
+from rushes.errors import InvalidInput, SettingsError, StoreUnavailable
 from rushes.queue.base import Claim, Store
 from rushes.queue.postgres.store import PostgresStore
 from rushes.queue.sqlite.store import SqliteStore
@@ -408,7 +408,7 @@ async def test_a_database_of_a_newer_version_is_refused(place: Place) -> None:
         connection.close()
         again = SqliteStore(place.path)
     try:
-        with pytest.raises(StoreUnavailable, match="9000"):
+        with pytest.raises(SettingsError, match="9000"):
             await again.open()
     finally:
         await again.close()

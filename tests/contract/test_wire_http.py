@@ -1,6 +1,7 @@
 """The edges of HTTP on the native wire: hosts, methods, validators, bodies, and what goes wrong inside."""
 
 import base64
+import json
 import shutil
 from pathlib import Path
 from typing import Any
@@ -314,3 +315,28 @@ async def test_preflights_have_an_id(tmp_path: Path) -> None:
         assert "abc" == answer.headers["x-request-id"]
         headers["Origin"] = "https://evil.example"
         error(await app.http.options("/v1/models", headers=headers), 400, 400003)
+
+
+async def test_a_model_takes_get_and_post(app: App) -> None:
+    answer = await app.http.delete(f"/v1/models/{T2I}")
+    assert 405 == answer.status_code
+    assert {"GET", "HEAD", "POST"} == set(answer.headers["allow"].split(", "))
+
+
+async def test_a_file_of_this_server_under_another_name_gets_a_hint(app: App) -> None:
+    value = "http://localhost:8000/v1/files/file_01a1fc73-7526-715f-9349-20fd19fec7bd"
+    answer = await app.http.post(f"/v1/models/{VACE}", json={"56_text": "x", "118_image": value})
+    assert 422 == answer.status_code
+    assert "give its id, or its address under http://rushes.test" in answer.json()["detail"][0]["msg"]
+
+
+async def test_the_log_names_the_key_on_every_route(tmp_path, capfd) -> None:
+    async with running_app(tmp_path / "data", access_log=True) as app:
+        await app.http.get("/v1/models")
+        await app.http.post("/v1/files", content=png(8, 8))
+        await app.submit()
+    lines = [json.loads(line) for line in capfd.readouterr().err.splitlines()]
+    keys = [line["key"] for line in lines if line["event"] == "http"]
+    assert 3 == len(keys)
+    assert 1 == len(set(keys))
+    assert keys[0].startswith("key_")

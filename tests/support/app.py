@@ -66,7 +66,7 @@ class App:
 
 @asynccontextmanager
 async def running_app(folder: Path, **given: object) -> AsyncIterator[App]:
-    settings = Settings(data_dir=folder, access_log=False, **given)  # type: ignore[arg-type]
+    settings = Settings(data_dir=folder, **{"access_log": False, **given})  # type: ignore[arg-type]
     store = SqliteStore(folder / "rushes.db")
     await store.open()
     storage = open_storage(settings)

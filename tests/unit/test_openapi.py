@@ -134,7 +134,7 @@ def test_errors_are_documented_with_their_body() -> None:
     document = server()
     submit = document["paths"][f"/v1/models/{IDS[0]}"]["post"]
 
-    assert {"200", "400", "401", "403", "404", "405", "413", "422", "429", "500", "503"} == set(
+    assert {"200", "400", "401", "403", "404", "405", "413", "422", "429", "431", "500", "503"} == set(
         submit["responses"]
     )
     for name, operation in operations(document).items():

@@ -13,10 +13,10 @@ from starlette.types import ASGIApp
 
 from rushes.api.files import Files
 from rushes.api.gateway import Gateway
-from rushes.api.http import error_body, error_headers, trace_of
+from rushes.api.http import WrongMethod, error_body, error_headers, trace_of
 from rushes.api.models import Models
 from rushes.api.outputs import Outputs
-from rushes.errors import InternalError, MalformedRequest, MethodNotAllowed, NotFound, RushesError
+from rushes.errors import InternalError, MalformedRequest, NotFound, RushesError
 from rushes.media.inspector import Inspector
 from rushes.media.storage import Storage
 from rushes.queue.base import Store
@@ -101,11 +101,10 @@ async def _refuse_http(request: Request, error: Exception) -> Response:
     if error.status_code == 404:
         translated = NotFound("There is nothing at this address; /openapi.json lists what there is.")
     elif error.status_code == 405:
-        allowed = (error.headers or {}).get("Allow", "another method")
-        translated = MethodNotAllowed(f"This address takes {allowed}.")
+        allowed = (error.headers or {}).get("Allow", "GET")
+        if request.url.path.startswith("/v1/models/"):
+            allowed += ", POST"  # which the gateway takes before it comes here
+        translated = WrongMethod(f"This address takes {allowed}.", allowed)
     else:
         translated = MalformedRequest(str(error.detail))
-    response = await _refuse(request, translated)
-    for name, value in (error.headers or {}).items():
-        response.headers[name] = value
-    return response
+    return await _refuse(request, translated)

@@ -50,7 +50,7 @@ class Files:
 
     async def upload(self, request: Request) -> Response:
         head: Head = request.scope["rushes.head"]
-        caller = await authenticate(self._service, head.authorization)
+        caller = await authenticate(self._service, head)
         most = max(self._most.values())
         message = f"A file may have {most} bytes."
         if head.length > most + _SLACK:
@@ -102,7 +102,7 @@ class Files:
 
     async def describe(self, request: Request) -> Response:
         head: Head = request.scope["rushes.head"]
-        caller = await authenticate(self._service, head.authorization)
+        caller = await authenticate(self._service, head)
         id_ = request.path_params["file_id"]
         file = None
         if id_.startswith(_PREFIX) and is_request_id(id_.removeprefix(_PREFIX)):

@@ -43,7 +43,6 @@ class Gateway:
             return
         began = time.perf_counter()
         head = Head(scope, self._public_url)
-        key_id = ""
         try:
             if not head.base_url:
                 raise MalformedRequest("The Host header is none that a URL could have.")
@@ -51,8 +50,7 @@ class Gateway:
             if not submits and not head.path.startswith(_REQUESTS):
                 await self._pass_on(head, scope, receive, send)
             else:
-                caller = await authenticate(self._service, head.authorization)
-                key_id = caller.id
+                caller = await authenticate(self._service, head)
                 if submits:
                     status, text = await self._submit(caller, head, receive)
                 else:
@@ -79,7 +77,7 @@ class Gateway:
                 status=head.status,
                 ms=round((time.perf_counter() - began) * 1000, 2),
                 trace=head.trace.decode(),
-                key=key_id,
+                key=head.key,
             )
 
     async def _submit(self, caller: Key, head: Head, receive: Receive) -> tuple[int, bytes]:

@@ -39,10 +39,11 @@ def trace_of(given: bytes) -> bytes:
 class Head:
     """What we read from a request's line and headers, in one pass."""
 
-    __slots__ = ("authorization", "base_url", "length", "method", "path", "status", "trace")
+    __slots__ = ("authorization", "base_url", "key", "length", "method", "path", "status", "trace")
 
     def __init__(self, scope: Scope, public_url: str) -> None:
         self.method: str = scope["method"]
+        self.key = ""  # the id of the caller's key, once it is known; for the log
         self.path: str = scope["path"]
         self.authorization = b""
         self.length = -1

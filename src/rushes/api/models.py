@@ -70,7 +70,7 @@ class Models:
         return _json(server_openapi(self._service.catalog.entries(), _head(request).base_url))
 
     async def _authenticate(self, request: Request) -> None:
-        await authenticate(self._service, _head(request).authorization)
+        await authenticate(self._service, _head(request))
 
 
 def _head(request: Request) -> Head:

@@ -190,15 +190,7 @@ class Validator:
         if len(unknown) > MOST_UNKNOWN:
             message = f"{len(unknown) - MOST_UNKNOWN} more fields are unknown"
             detail.append({"loc": [], "msg": message, "type": "unknown_field"})
-        return InvalidInput(_summary(detail), detail=detail)
-
-
-def _summary(detail: list[dict[str, Any]]) -> str:
-    messages = [str(entry["msg"]) for entry in detail]
-    if len(messages) == 1:
-        return f"The input does not fit: {messages[0]}."
-    shown = "; ".join(messages[:3]) + ("; …" if len(messages) > 3 else "")
-    return f"The input does not fit in {len(messages)} places: {shown}."
+        return InvalidInput.listing(detail)
 
 
 def _aliases(model: Model) -> dict[str, str]:

@@ -153,8 +153,8 @@ def check_url(url: str, policy: FetchPolicy) -> Target:
     try:
         parts = urlsplit(url)
         host, port = parts.hostname or "", parts.port
-    except ValueError as error:
-        raise MediaError("input_url_invalid", f"The address cannot be read: {error}. {_INSTEAD}") from None
+    except ValueError:  # whose words would quote the address, with what secrets it may hold
+        raise MediaError("input_url_invalid", f"The address cannot be read. {_INSTEAD}") from None
     scheme = parts.scheme.lower()
     if scheme not in ("https", "http") or (scheme == "http" and not policy.allow):
         raise MediaError("input_not_https", f"Only https:// addresses are fetched. {_INSTEAD}")

@@ -64,7 +64,10 @@ class Store(Protocol):
     """See the module."""
 
     async def open(self) -> None:
-        """Connect and bring the schema up to date under a lock. Raises StoreUnavailable."""
+        """Connect and bring the schema up to date under a lock.
+
+        Raises StoreUnavailable; SettingsError where the schema is a newer version's.
+        """
 
     async def close(self) -> None: ...
 

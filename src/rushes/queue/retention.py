@@ -18,5 +18,4 @@ def gone(sources: Mapping[str, Source], swept: Collection[str]) -> InvalidInput:
         for name, source in sources.items()
         if source.kind == "stored" and source.value in swept
     ]
-    messages = "; ".join(str(entry["msg"]) for entry in detail)
-    return InvalidInput(f"The input does not fit: {messages}.", detail=detail)
+    return InvalidInput.listing(detail)

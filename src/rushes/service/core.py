@@ -36,6 +36,8 @@ from rushes.service.sources import OUTPUT_ROUTE, Sources, upload_key
 from rushes.settings import Settings
 
 _WORKERS_SECONDS: Final = 1.0
+_LARGE_BODY: Final = 256 * 1024
+"""Bytes from which a body is checked in a thread, so that the loop goes on meanwhile."""
 
 
 class Status(msgspec.Struct, frozen=True):
@@ -130,7 +132,10 @@ class Service:
         InvalidInput (all failing fields), QueueFull, StoreUnavailable.
         """
         entry = self.model(model_id)
-        valid = entry.validator.validate(body)
+        if len(body) > _LARGE_BODY:
+            valid = await asyncio.to_thread(entry.validator.validate, body)
+        else:
+            valid = entry.validator.validate(body)
         id_ = new_request_id()
         text = valid.json
         sources: dict[str, Source] = {}
@@ -178,8 +183,7 @@ class Service:
                 detail.append({"loc": [name], "msg": f"{name}: {error.message}", "type": error.reason})
         if detail:
             await self._storage.delete_prefix(f"uploads/{id_}")
-            messages = "; ".join(entry["msg"] for entry in detail)
-            raise InvalidInput(f"The input does not fit: {messages}.", detail=detail)
+            raise InvalidInput.listing(detail)
         return sources
 
     async def status(self, caller: Key, id_: str) -> Status:

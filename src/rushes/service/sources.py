@@ -69,7 +69,13 @@ class Sources:
                 f"(POST {FILE_ROUTE.rstrip('/')}), nor one of the samples {', '.join(sample_names())}",
             )
         _origin(value)
-        check_url(value, self._policy)
+        try:
+            check_url(value, self._policy)
+        except MediaError as error:
+            if FILE_ROUTE not in value and OUTPUT_ROUTE not in value:
+                raise
+            hint = f"If it is a file of this server, give its id, or its address under {base_url}."
+            raise MediaError(error.reason, f"{error.message} {hint}") from None
         return Source("url", value, media), value
 
     async def _keep(self, data: "_Data", limit: int, key: str) -> int:

@@ -10,7 +10,7 @@ from typing import Any, Final, TypeVar
 
 import asyncpg
 
-from rushes.errors import StoreUnavailable
+from rushes.errors import SettingsError, StoreUnavailable
 from rushes.queue.postgres.queries import migrations, sql
 
 T = TypeVar("T")
@@ -146,7 +146,7 @@ class Database:
 async def migrate(connection: Any, steps: Sequence[tuple[int, str, str]] | None = None) -> None:
     """Apply the migrations that are missing, all or none, while others wait.
 
-    Raises StoreUnavailable where the database is of a newer Rushes.
+    Raises SettingsError where the database is of a newer Rushes: waiting would not help.
     """
     steps = migrations() if steps is None else steps
     async with connection.transaction():
@@ -159,7 +159,7 @@ async def migrate(connection: Any, steps: Sequence[tuple[int, str, str]] | None 
         done = await connection.fetchval("SELECT coalesce(max(number), 0) FROM migrations")
         newest = steps[-1][0]
         if done > newest:
-            raise StoreUnavailable(
+            raise SettingsError(
                 f"The database has schema {done}, this Rushes knows schema {newest}: "
                 "it belongs to a newer version. Upgrade Rushes here, or use another database."
             )

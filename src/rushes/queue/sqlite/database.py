@@ -8,7 +8,7 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Final
 
-from rushes.errors import StoreUnavailable
+from rushes.errors import SettingsError, StoreUnavailable
 
 LOCK_SECONDS: Final = 10.0
 """How long a writer waits for another process's transaction before it says that the store is unavailable."""
@@ -87,7 +87,7 @@ def migrate(connection: sqlite3.Connection, path: Path) -> None:
     try:
         current = _version(connection)
         if current > newest:
-            raise StoreUnavailable(
+            raise SettingsError(
                 f"{path} was written by a newer Rushes (schema {current}, this one knows {newest}): upgrade"
             )
         for number, script in scripts:

@@ -14,7 +14,7 @@ from typing import Any, Literal, TypeVar
 
 import msgspec
 
-from rushes.errors import QueueFull, RushesError, StoreUnavailable
+from rushes.errors import QueueFull, RushesError, RushesError, StoreUnavailable
 from rushes.queue.base import Beat, Claim
 from rushes.queue.retention import gone, stored_values
 from rushes.queue.sqlite import database, rows, sweep
@@ -65,9 +65,9 @@ class SqliteStore:
             self._reader_or_none = database.connect(self._path)
             self._doorbell_or_none = Doorbell(self._reader)
             self._writer_or_none = Writer(self._path, self._doorbell.ring)
-        except (sqlite3.Error, StoreUnavailable) as error:
+        except (sqlite3.Error, RushesError) as error:
             await self.close()
-            if isinstance(error, StoreUnavailable):
+            if isinstance(error, RushesError):
                 raise
             raise StoreUnavailable(f"{self._path} cannot be used: {error}") from error
 
