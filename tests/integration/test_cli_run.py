@@ -69,6 +69,7 @@ def test_run_prints_the_files_and_nothing_else(stub: StubServer, here: Path) -> 
     assert MOVIE == (here / path).read_bytes()
     [job] = stub.jobs.values()
     assert {"56_text": "a slow pan", "25_value": 81} == job.input
+    assert "completed" not in process.stderr
     for told in ("queued, position 2", "rendering, 42%", "succeeded", "draft engine", "not a generation"):
         assert told in process.stderr
     assert "\x1b" not in process.stderr
@@ -136,7 +137,9 @@ def test_an_id_and_an_address_lead_out_of_no_folder(
 def test_no_wait_prints_the_id(stub: StubServer, here: Path, capfd: pytest.CaptureFixture[str]) -> None:
     assert 0 == execute(["run", MODEL, *TEXT, "--no-wait"])
     [identifier] = stub.jobs
-    assert f"{identifier}\n" == capfd.readouterr().out
+    printed = capfd.readouterr()
+    assert f"{identifier}\n" == printed.out
+    assert f"`rushes result {identifier} --wait` waits for it" in printed.err
     assert [] == stub.calls("GET", "/status$")
     assert 0 == execute(["run", MODEL, *TEXT, "--no-wait", "--json"])
     assert {"request_id", "status_url", "result_url", "cancel_url"} == set(json.loads(capfd.readouterr().out))
@@ -157,18 +160,18 @@ def test_the_whole_input_comes_from_everywhere_and_i_wins(stub: StubServer, here
         capture_output=True,
         check=False,
     )
-    assert (0, "") == (process.returncode, process.stderr)
+    assert 0 == process.returncode
     [job] = stub.jobs.values()
     assert {"56_text": "a slow pan", "25_value": 141} == job.input
 
 
 def test_local_files_are_uploaded_once(stub: StubServer, here: Path, capfd: pytest.CaptureFixture[str]) -> None:
     (here / "cat.png").write_bytes(PICTURE)
-    assert 0 == execute(["run", MODEL, "-i", "118_image=cat.png", "-i", "56_text=@cat.png", "--no-wait"])
+    assert 0 == execute(["run", MODEL, "-i", "118_image=@cat.png", "--input", '{"mask": "cat.png"}', "--no-wait"])
     [stored] = stub.uploads.values()
     assert ("cat.png", "image/png", PICTURE) == (stored["name"], stored["content_type"], stored["content"])
     [job] = stub.jobs.values()
-    assert {"118_image": stored["url"], "56_text": stored["url"]} == job.input
+    assert {"118_image": stored["url"], "mask": stored["url"]} == job.input
     assert "uploading cat.png" in capfd.readouterr().err
 
 
@@ -231,6 +234,88 @@ def test_bad_fields_of_the_server_are_one_line_each(
     assert ["rushes: the input does not fit the model", *(f"  {message}" for message in messages)] == told
 
 
+def test_a_file_that_is_not_here_is_said_to_be(
+    stub: StubServer, here: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    message = "118_image: 'nope.png' is neither an https:// URL nor one of the samples a.png, b.png"
+    refused(stub, [{"loc": ["118_image"], "msg": message, "type": "input_not_a_file"}])
+    assert exits.Exit.INVALID == execute(["run", MODEL, *TEXT, "-i", "118_image=nope.png"])
+    told = capfd.readouterr().err
+    assert message in told
+    assert f"  118_image: there is no file 'nope.png' here ({here}), so the text itself was sent" in told
+
+
+def test_a_text_that_is_given_a_file_is_refused_before_the_upload(
+    stub: StubServer, here: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    (here / "in.json").write_text("{}")
+    assert exits.Exit.INVALID == execute(["run", MODEL, "-i", "56_text=@in.json"])
+    assert "56_text: takes a text, not a file" in capfd.readouterr().err
+    assert ([], {}) == (stub.calls("POST", ""), stub.uploads)
+
+
+def test_a_refused_upload_has_one_prefix(
+    stub: StubServer, here: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    (here / "cat.png").write_bytes(b"no picture")
+    stub.fail("POST", "/v1/files", Fault(422, {"error_code": 422001, "error_message": "file: it is no media."}))
+    assert exits.Exit.INVALID == execute(["run", MODEL, "-i", "118_image=@cat.png"])
+    assert "  118_image: cat.png was refused: it is no media\n" in capfd.readouterr().err
+
+
+def refused(stub: StubServer, detail: list[dict[str, Any]]) -> None:
+    summary = f"The input does not fit: {detail[0]['msg']}."
+    body = {"error_code": 422001, "error_message": summary, "detail": detail}
+    stub.fail("POST", "/v1/models/", Fault(422, body))
+
+
+@pytest.mark.parametrize("side", ["ours", "the server's"])
+def test_refused_input_is_json_where_json_was_asked_for(
+    stub: StubServer, here: Path, capfd: pytest.CaptureFixture[str], side: str
+) -> None:
+    if side != "ours":
+        refused(stub, [{"loc": ["25_value"], "msg": "25_value is wrong", "type": "enum"}])
+    value = "many" if side == "ours" else "82"
+    assert exits.Exit.INVALID == execute(["run", MODEL, *TEXT, "-i", f"25_value={value}", "--json"])
+    printed = capfd.readouterr()
+    error = json.loads(printed.out)["error"]
+    assert ["25_value"] == [field["field"] for field in error["fields"]]
+    assert "  25_value" in printed.err
+    assert ("BadInput", None) if side == "ours" else ("InvalidInput", 422) == (
+        error["type"],
+        error.get("http_status"),
+    )
+
+
+# outputs that cannot be saved
+
+
+def test_a_folder_that_takes_no_file_is_refused_before_the_submit(
+    stub: StubServer, here: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    arguments = ["run", MODEL, *TEXT, "--output-dir", "/proc/foo"]
+    assert exits.Exit.FAILED == execute(arguments)
+    assert "rushes: cannot save to /proc/foo: " in capfd.readouterr().err
+    assert exits.Exit.FAILED == execute([*arguments, "--json"])
+    assert "/proc/foo" in json.loads(capfd.readouterr().out)["error"]["message"]
+    assert {} == stub.jobs
+
+
+def test_a_folder_that_is_lost_meanwhile_leaves_the_id_and_the_links(stub: StubServer, here: Path) -> None:
+    stub.polls, stub.hold = [{"status": "in_progress"}], True
+    process = spawn("run", MODEL, *TEXT, "--output-dir", "out")
+    until(lambda: stub.calls("GET", "/status$"))
+    (here / "out").rmdir()
+    (here / "out").write_text("a file now")
+    stub.hold = False
+    printed, told = process.communicate()
+    [identifier] = stub.jobs
+    assert (exits.Exit.FAILED, "") == (process.returncode, printed)
+    assert f"request {identifier} succeeded, but its outputs cannot be saved: cannot save to " in told
+    assert f"  {stub.url}/files/a.mp4?signature=s3cret\n" in told
+    assert f"`rushes result {identifier}` downloads it again, with another --output-dir." in told
+
+
 # errors and their statuses
 
 
@@ -241,6 +326,8 @@ def test_a_failed_request(stub: StubServer, here: Path, capfd: pytest.CaptureFix
     printed = capfd.readouterr()
     assert ("failed", error) == (json.loads(printed.out)["status"], json.loads(printed.out)["error"])
     assert "failed: too large  [31m [out_of_memory]" in printed.err
+    assert "completed" not in printed.err
+    assert "vace-fun: failed in " in printed.err
     assert "\x1b" not in printed.err
 
 
@@ -297,7 +384,8 @@ def test_a_wait_that_is_over_says_how_to_go_on(
     stub.hold = True
     assert exits.Exit.SERVER == execute(["run", MODEL, *TEXT, "--timeout", "0.2"])
     [identifier] = stub.jobs
-    assert f"rushes requests show {identifier}" in capfd.readouterr().err
+    told = capfd.readouterr().err
+    assert f"accepted and may go on: `rushes result {identifier} --wait` waits for it" in told
 
 
 def test_an_output_that_is_gone_is_named(
@@ -354,7 +442,7 @@ def test_ctrl_c_leaves_what_runs_and_says_so(stub: StubServer, here: Path) -> No
     _, told = process.communicate()
     [job] = stub.jobs.values()
     assert (130, "in_progress") == (process.returncode, job.state)
-    assert f"already runs and goes on: `rushes requests show {job.id}` follows it" in told
+    assert f"already runs and goes on: `rushes result {job.id} --wait` fetches it" in told
 
 
 def test_ctrl_c_during_the_submit_loses_no_request(stub: StubServer, here: Path) -> None:
@@ -382,6 +470,7 @@ def test_ctrl_c_with_the_server_gone(here: Path) -> None:
         _, told = process.communicate()
     assert 130 == process.returncode
     assert "could not be cancelled and may go on" in told
+    assert f"--wait --base-url {stub.url}` fetches it" in told
 
 
 # the command itself

@@ -6,9 +6,12 @@ from typing import Any
 import pytest
 
 from rushes.cli import exits, show
-from rushes.cli.run import LocalFile, parse_value, read_pairs, resolve, takes_file
+from rushes.cli.inputs import BadInput, LocalFile, not_here, parse_value, read_pairs, resolve, takes_file
+from rushes.cli.options import store_place, unmatched
+from rushes.cli.outcome import later
 from rushes.client.types import Status
 from rushes.errors import InvalidInput, RushesError, SettingsError
+from rushes.settings import Settings
 from support.stub_server import SCHEMA
 
 
@@ -79,7 +82,7 @@ def test_an_at_sign_can_be_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     monkeypatch.chdir(tmp_path)
     (tmp_path / "a").write_bytes(b"")
     assert {"56_text": "@a"} == resolve({}, {"56_text": "@@a"}, SCHEMA)
-    assert {"56_text": LocalFile(Path("a"))} == resolve({}, {"56_text": "@a"}, SCHEMA)
+    assert {"118_image": LocalFile(Path("a"))} == resolve({}, {"118_image": "@a"}, SCHEMA)
 
 
 def test_of_a_json_input_only_file_fields_name_local_files(
@@ -89,6 +92,81 @@ def test_of_a_json_input_only_file_fields_name_local_files(
     (tmp_path / "a").write_bytes(b"")
     given = {"56_text": "a", "118_image": "a", "25_value": 81}
     assert {"56_text": "a", "118_image": LocalFile(Path("a")), "25_value": 81} == resolve(given, {}, SCHEMA)
+
+
+@pytest.mark.parametrize(
+    ("name", "file", "field"),
+    [
+        ("56_text", "in.json", {"type": "string", "title": "Prompt"}),
+        ("56_text", "cat.png", {"type": "string", "title": "Prompt"}),
+        ("style", "style.txt", {"type": "string", "title": "Style"}),
+        ("size", "cat.png", {"type": "string", "title": "Size", "enum": ["a", "b"]}),
+    ],
+)
+def test_a_text_takes_no_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, file: str, field: dict[str, Any]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / file).write_bytes(b"{}")
+    with pytest.raises(BadInput) as caught:
+        resolve({}, {name: f"@{file}"}, {"properties": {name: field}})
+    [bad] = caught.value.fields
+    assert name == bad.field
+    assert "takes a text, not a file" in bad.message
+    assert "--input @FILE" in bad.message
+
+
+@pytest.mark.parametrize("schema", [None, {"properties": {"reference": {"type": "string", "title": "Ref"}}}])
+def test_media_go_where_a_foreign_schema_says_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, schema: dict[str, Any] | None
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "cat.png").write_bytes(b"")
+    assert {"reference": LocalFile(Path("cat.png"))} == resolve({}, {"reference": "@cat.png"}, schema)
+
+
+def test_only_refused_values_that_read_like_files_are_said_to_be_missing() -> None:
+    values = {"118_image": "nope.png", "56_text": "nope.png", "25_value": 81}
+    assert ["118_image"] == [bad.field for bad in not_here(values, SCHEMA, {"118_image", "56_text"})]
+    assert [] == not_here(values, SCHEMA, {"56_text"})
+    for other in ("https://h.example/a.png", "data:image/png;base64,AA", "file_1"):
+        assert [] == not_here({"118_image": other}, SCHEMA, {"118_image"})
+
+
+@pytest.mark.parametrize(
+    ("text", "shown"),
+    [
+        ("The input does not fit: a is wrong..", "The input does not fit: a is wrong."),
+        ("did you mean b?.", "did you mean b?"),
+        ("a is wrong.; b is wrong.", "a is wrong; b is wrong."),
+        ("wait for it ...", "wait for it ..."),
+        ("../a.png and a..b stay", "../a.png and a..b stay"),
+    ],
+)
+def test_sentences_put_together_lose_doubled_stops(text: str, shown: str) -> None:
+    assert shown == show.tidy(text)
+
+
+def test_the_command_that_fetches_later_names_a_server_that_was_named() -> None:
+    assert "`rushes result x --wait`" == later("x", None)
+    assert "`rushes result x --base-url 'http://h/a b'`" == later("x", "http://h/a b", wait=False)
+
+
+@pytest.mark.parametrize(
+    ("url", "place"),
+    [
+        ("", "/data/rushes.db"),
+        ("postgresql://me:s3cret@db.example:5433/films", "PostgreSQL, db.example:5433/films"),
+        ("postgresql://me@/films?host=/run/pg&password=s3cret", "PostgreSQL, /run/pg/films"),
+    ],
+)
+def test_a_store_is_named_without_its_password(url: str, place: str) -> None:
+    assert place == store_place(Settings(data_dir=Path("/data"), database_url=url))
+
+
+def test_patterns_that_fit_no_model() -> None:
+    assert ["nope/*"] == unmatched("community/*, nope/*", ["community/a"])
+    assert [] == unmatched("*", ["community/a"])
 
 
 def test_of_a_name_given_twice_the_last_counts() -> None:

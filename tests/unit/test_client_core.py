@@ -8,8 +8,9 @@ import pytest
 
 from rushes.client import errors
 from rushes.client._core import Core, Effect, Fetch, Flow, Pause, Send, Tell
-from rushes.client._pace import Lost, Polling, Retries, backoff
+from rushes.client._pace import AWAY_SECONDS, Lost, Polling, Retries, backoff
 from rushes.client._wire import Call, Reply, Server
+from rushes.client.types import Submitted
 
 BASE = "http://127.0.0.1:8000"
 RUN = "0198c0de-0000-7000-8000-000000000001"
@@ -223,6 +224,27 @@ def test_wait_ends_at_its_timeout_also_while_the_server_is_away() -> None:
     with pytest.raises(errors.WaitTimeout):
         script.play(script.core().wait(RUN, timeout=1.0))
     assert 101.0 == pytest.approx(script.now)
+
+
+def test_a_wait_sits_through_a_restart_of_the_server() -> None:
+    gone = [*[REFUSED] * 8, answer({}, 502), *[DROPPED] * 3]
+    script = Script(status_of("in_queue"), *gone, status_of("completed"), *gone, status_of("succeeded"))
+    assert "succeeded" == script.play(script.core().wait(RUN)).status
+
+
+@pytest.mark.parametrize("known", [True, False])
+def test_a_wait_gives_up_on_a_server_that_stays_away(known: bool) -> None:
+    script = Script(*[REFUSED] * 40)
+    with pytest.raises(errors.ConnectionFailed):
+        script.play(script.core().wait(Submitted(RUN) if known else RUN))
+    waited = script.now - 100.0
+    assert (AWAY_SECONDS <= waited < AWAY_SECONDS + 5.0) if known else waited < 1.0
+
+
+def test_without_retries_a_wait_gives_up_at_once() -> None:
+    script = Script(status_of("in_queue"), REFUSED)
+    with pytest.raises(errors.ConnectionFailed):
+        script.play(script.core(retries=Retries(0)).wait(RUN))
 
 
 def test_no_call_of_a_wait_may_outlast_it() -> None:

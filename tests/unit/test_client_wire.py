@@ -289,3 +289,15 @@ def test_file_names_lead_out_of_no_folder(request_id: str, expected: str) -> Non
 )
 def test_file_endings_are_those_of_media(url: str, content_type: str | None, expected: str) -> None:
     assert expected == _save.ending(url, content_type)
+
+
+@pytest.mark.parametrize("values", ["a prompt", ["a"], 1, None])
+def test_an_input_that_is_no_mapping_is_refused_here(values: Any) -> None:
+    with pytest.raises(ValueError, match="must be a mapping"):
+        Server(BASE, None).submit("a/b", values)
+
+
+def test_an_errors_sentence_has_one_stop() -> None:
+    fields = (FieldError("a", "a is wrong."), FieldError("b", "is odd"))
+    error = errors.InvalidInput("The input does not fit.", status=422, fields=fields)
+    assert "The input does not fit; a is wrong.; b: is odd" == str(error)

@@ -1,19 +1,23 @@
 """`rushes doctor`: what is installed, reachable, missing, and the next step for each."""
 
+import ipaddress
 import os
+import re
 import shutil
 import sqlite3
 import sys
 from collections.abc import Callable, Iterator
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
+from urllib.parse import urlsplit
 
 import click
 
-from rushes.cli.options import config_option, data_dir_option, load
-from rushes.errors import RushesError
+from rushes.cli.options import config_option, data_dir_option, has_store, load, store_place, unmatched
+from rushes.errors import RushesError, SettingsError, StoreUnavailable
 from rushes.settings import Settings
 
+_MAKE = "`rushes serve` makes it; for a server elsewhere run this in its folder, or give --data-dir"
 _PACKAGES = ("rushes", "uvicorn", "uvloop", "httptools", "av", "opencv-python-headless", "obstore", "asyncpg")
 Finding = tuple[str, str, str]
 """Whether it is well ("ok", "note" or "bad"), what was looked at, and what was found with the next step."""
@@ -24,33 +28,52 @@ Finding = tuple[str, str, str]
 @config_option
 def doctor(data_dir: Path | None, config: Path | None) -> int:
     """Tell what is installed, reachable and missing, and the next step. Exit status 1: something is bad."""
-    settings = load(config, data_dir=data_dir)
-    bad = 0
-    for look in (_python, _packages, _directory, _store, _storage, _catalog, _engine, _server):
-        for state, what, text in _careful(look, settings):
-            bad += state == "bad"
-            mark = {"ok": click.style("ok  ", fg="green"), "bad": click.style("bad ", fg="red")}.get(
-                state, click.style("note", fg="yellow")
-            )
-            click.echo(f"{mark}  {what}: {text}")
-    return 1 if bad else 0
+    try:
+        settings = load(config, data_dir=data_dir)
+    except SettingsError as error:
+        return _tell(
+            [*_python(), *_packages(), *(("bad", "setting", line) for line in error.message.split("\n"))]
+        )
+    looks = (_directory, _store, _storage, _addresses, _catalog, _engine, _server)
+    found = [*_python(), *_packages()]
+    for look in looks:
+        found += _careful(look, settings)
+    return _tell(found)
+
+
+def _tell(found: list[Finding]) -> int:
+    """Print what was found; the exit status."""
+    marks = {"ok": click.style("ok  ", fg="green"), "bad": click.style("bad ", fg="red")}
+    for state, what, text in found:
+        click.echo(f"{marks.get(state, click.style('note', fg='yellow'))}  {what}: {text}")
+    return 1 if any(state == "bad" for state, *_ in found) else 0
 
 
 def _careful(look: Callable[[Settings], Iterator[Finding]], settings: Settings) -> Iterator[Finding]:
+    """What ``look`` finds; whatever goes wrong in it is a finding too, on one line."""
+    what = look.__name__.strip("_")
     try:
         yield from look(settings)
     except RushesError as error:
-        yield "bad", look.__name__.strip("_"), error.message
+        yield "bad", what, _one_line(error.message)
+    except Exception as error:
+        yield "bad", what, f"cannot be looked at: {_one_line(error)}"
 
 
-def _python(_: Settings) -> Iterator[Finding]:
+def _one_line(text: object) -> str:
+    if isinstance(text, BaseException):
+        return f"{type(text).__name__}: {' '.join(str(text).split())}"[:500]
+    return " ".join(str(text).split())[:1000]
+
+
+def _python() -> Iterator[Finding]:
     yield "ok", "python", f"{sys.version.split()[0]} at {sys.executable}"
     newest = sqlite3.sqlite_version_info >= (3, 37)
     text = sqlite3.sqlite_version + ("" if newest else ": too old, 3.37 is needed; use a newer Python build")
     yield "ok" if newest else "bad", "sqlite", text
 
 
-def _packages(_: Settings) -> Iterator[Finding]:
+def _packages() -> Iterator[Finding]:
     for name in _PACKAGES:
         try:
             yield "ok", name, version(name)
@@ -61,7 +84,7 @@ def _packages(_: Settings) -> Iterator[Finding]:
 def _directory(settings: Settings) -> Iterator[Finding]:
     folder = settings.data_dir
     if not folder.exists():
-        yield "note", "data directory", f"{folder} is not there yet; `rushes serve` makes it"
+        yield "note", "data directory", f"{folder} is not there yet; {_MAKE}"
         return
     free = shutil.disk_usage(folder).free
     if not os.access(folder, os.W_OK):
@@ -79,11 +102,10 @@ def _directory(settings: Settings) -> Iterator[Finding]:
 def _store(settings: Settings) -> Iterator[Finding]:
     from rushes.cli.options import with_store
     from rushes.queue.base import Store
-    from rushes.wiring import DATABASE
 
     what = "PostgreSQL" if settings.database_url else "SQLite store"
-    if not settings.database_url and not (settings.data_dir / DATABASE).exists():
-        yield "note", what, "not made yet; `rushes serve` makes it"
+    if not has_store(settings):
+        yield "note", what, f"not made yet; {_MAKE}"
         return
 
     async def look(store: Store) -> tuple[str, int, int]:
@@ -94,7 +116,7 @@ def _store(settings: Settings) -> Iterator[Finding]:
         return text, len(live), len(await store.workers())
 
     text, live, workers = with_store(settings, look)
-    yield "ok", what, text
+    yield "ok", what, f"{store_place(settings)}: {text}"
     yield (
         ("ok", "API keys", f"{live} live")
         if live
@@ -120,18 +142,89 @@ def _storage(settings: Settings) -> Iterator[Finding]:
 
     from rushes.media.storage import open_storage
 
-    if not settings.storage_url and not settings.data_dir.exists():
-        yield "note", "storage", "the data directory is not there yet; `rushes serve` makes it"
+    if not settings.storage_url and not (settings.data_dir / "files").exists():
+        yield "note", "storage", f"{settings.data_dir / 'files'} is not there yet; {_MAKE}"
         return
-    asyncio.run(open_storage(settings).probe())
+    try:
+        asyncio.run(open_storage(settings).probe())
+    except StoreUnavailable as error:
+        yield "bad", "storage", _storage_trouble(settings, error)
+        return
     yield "ok", "storage", settings.storage_url or str(settings.data_dir / "files")
+
+
+def _storage_trouble(settings: Settings, error: StoreUnavailable) -> str:
+    """Where the storage is, what it says, and what to do: the server's own message names none of it."""
+    place = settings.storage_url or str(settings.data_dir / "files")
+    cause = str(error.__cause__ or error.message)
+    asked = re.search(r"https?://[^\s/,\"]+", cause)
+    said = re.findall(r'message: "([^"]+)"|<Message>([^<]+)|code: Some\("([^"]+)"', cause)
+    words = [part for found in said for part in found if part]
+    reason = words[-1] if words else _one_line(cause.partition("\n")[0])
+    where = f"{place} at {asked[0]}" if asked else place
+    return f"{where}: {reason}. {_storage_step(settings, cause)}"
+
+
+def _storage_step(settings: Settings, cause: str) -> str:
+    text = cause.lower()
+    if not settings.storage_url:
+        return "Make the folder writable and make room on its disk, or give another --data-dir"
+    vendor = {"s3": "AWS", "gs": "GOOGLE", "az": "AZURE"}[settings.storage_url.partition("://")[0]]
+    endpoint = {"s3": "AWS_ENDPOINT_URL", "az": "AZURE_STORAGE_ENDPOINT"}.get(
+        settings.storage_url[:2], "the network"
+    )
+    if any(word in text for word in ("403", "401", "forbidden", "denied", "signature", "credential", "imds")):
+        return f"Check the {vendor}_* credentials and what they may do in this bucket"
+    if any(word in text for word in ("nosuchbucket", "nosuchcontainer", "404", "not found")):
+        return "Create the bucket, or mend RUSHES_STORAGE_URL"
+    if any(word in text for word in ("connect", "dns", "timed out", "sending request")):
+        return f"Check that it is running and reachable from here, and {endpoint}"
+    return "Check RUSHES_STORAGE_URL and the storage's own log"
+
+
+def _addresses(settings: Settings) -> Iterator[Finding]:
+    """Who may reach what: the addresses in answers, the proxies that are believed, the private networks."""
+    loopback = settings.host == "localhost" or _is_loopback(settings.host)
+    url = settings.public_url
+    if url:
+        hidden = _is_loopback(urlsplit(url).hostname or "") and not loopback
+        text = f"{url}: others cannot reach this; set RUSHES_PUBLIC_URL to the address that they use"
+        yield ("note", "public_url", text) if hidden else ("ok", "public_url", url)
+    elif not loopback:
+        text = "not set: URLs in answers take the caller's Host header; set RUSHES_PUBLIC_URL behind a proxy"
+        yield "note", "public_url", text
+    if "*" in [part.strip() for part in settings.trusted_proxies.split(",")]:
+        text = "*: any caller can choose the address that it seems to come from; name your proxies instead"
+        yield "note", "trusted_proxies", text
+    else:
+        yield "ok", "trusted_proxies", settings.trusted_proxies or "none"
+    for network in settings.fetch_allow:
+        wide = ipaddress.ip_network(network, strict=False).prefixlen == 0
+        text = f"{network}: inputs may point to any machine of yours; name the networks that they need"
+        yield (
+            ("note", "fetch_allow", text) if wide else ("ok", "fetch_allow", f"inputs may point into {network}")
+        )
+
+
+def _is_loopback(host: str) -> bool:
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
 
 
 def _catalog(settings: Settings) -> Iterator[Finding]:
     from rushes.catalog.load import Catalog
 
     catalog = Catalog.load(settings.models_dir)
-    yield "ok", "models", f"{len(catalog.entries())} usable"
+    known = [entry.model.id for entry in catalog.entries()]
+    yield "ok", "models", f"{len(known)} usable"
+    idle = unmatched(settings.models, known)
+    none = len(idle) == len([part for part in settings.models.split(",") if part.strip()])
+    for pattern in idle:
+        step = "; the workers serve nothing" if none else ""
+        text = f"no model fits {pattern!r}{step}: mend RUSHES_MODELS (`rushes models list` shows the ids)"
+        yield "bad" if none else "note", "worker models", text
     for problem in catalog.broken:
         yield "bad", "model", problem.message
     if settings.models_dir is None:
@@ -141,7 +234,15 @@ def _catalog(settings: Settings) -> Iterator[Finding]:
 def _engine(settings: Settings) -> Iterator[Finding]:
     from rushes.wiring import make_engine
 
-    engine = make_engine(settings)
+    try:
+        engine = make_engine(settings)
+    except SettingsError as error:
+        yield "bad", f"engine {settings.engine}", _one_line(error.message)
+        return
+    except Exception as error:  # whatever a module of somebody's own does when it is imported or called
+        text = f"cannot be loaded: {_one_line(error)}; mend it, or set RUSHES_ENGINE"
+        yield "bad", f"engine {settings.engine}", text
+        return
     if engine.name == "draft":
         yield "note", "engine draft", "animatics on the CPU, to build and test against; not generation"
     else:

@@ -34,7 +34,7 @@ MEANING: Final[dict[Exit, str]] = {
     Exit.NOT_FOUND: "no such model, request or file",
     Exit.CANCELLED: "the request was cancelled by someone else",
     Exit.LIMITED: "too many calls or too many waiting requests",
-    Exit.SERVER: "the server failed or refused, or --timeout passed",
+    Exit.SERVER: "the server failed or refused, or the request has not ended yet",
     Exit.INTERRUPTED: "Ctrl-C",
     Exit.PIPE: "the reader of standard output went away",
 }

@@ -5,7 +5,15 @@ from pathlib import Path
 
 import click
 
-from rushes.cli.options import config_option, data_dir_option, load, with_store
+from rushes.cli.options import (
+    config_option,
+    data_dir_option,
+    has_store,
+    load,
+    store_place,
+    with_existing_store,
+    with_store,
+)
 from rushes.errors import NotFound, SettingsError
 from rushes.queue.base import Store
 from rushes.requests.record import Key
@@ -22,7 +30,11 @@ def keys() -> None:
 @data_dir_option
 @config_option
 def create(name: str, account: str, data_dir: Path | None, config: Path | None) -> None:
-    """Create a key. It is printed on standard output, alone, and is stored nowhere."""
+    """Create a key. It is printed on standard output, alone, and is stored nowhere.
+
+    Standard error says to which store it belongs; the servers and workers of that store alone know it.
+    """
+    from rushes.cli.show import note
     from rushes.service.keys import new_key
 
     key, record = new_key(name, account)
@@ -30,7 +42,17 @@ def create(name: str, account: str, data_dir: Path | None, config: Path | None) 
     async def add(store: Store) -> None:
         await store.add_key(record)
 
-    with_store(load(config, data_dir=data_dir), add)
+    settings = load(config, data_dir=data_dir)
+    there = has_store(settings)
+    with_store(settings, add)
+    place = store_place(settings)
+    if there:
+        note(f"The key {name!r} is for the server with the store {place}.")
+    else:
+        note(f"There was no store yet, so a new one was made: {place}.")
+        note(
+            "A server that runs elsewhere does not know this key: make one in its folder, or with its --data-dir."
+        )
     click.echo(key)
 
 
@@ -53,7 +75,7 @@ def list_(data_dir: Path | None, config: Path | None) -> None:
             _day(key.created_at),
             _day(key.revoked_at) if key.revoked_at else "",
         )
-        for key in with_store(load(config, data_dir=data_dir), read)
+        for key in with_existing_store(load(config, data_dir=data_dir), read)
     ]
     table(("id", "name", "account", "key", "created", "revoked"), rows)
 
@@ -69,7 +91,7 @@ def revoke(id_or_name: str, data_dir: Path | None, config: Path | None) -> None:
         return await store.revoke_key(id_or_name)
 
     try:
-        key = with_store(load(config, data_dir=data_dir), end)
+        key = with_existing_store(load(config, data_dir=data_dir), end)
     except ValueError as error:
         raise SettingsError(str(error)) from None
     if key is None:

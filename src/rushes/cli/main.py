@@ -20,6 +20,7 @@ COMMANDS: Final[dict[str, tuple[str, str]]] = {
     "serve": ("rushes.cli.serve:serve", "Run the server: gateway, store and local workers."),
     "worker": ("rushes.cli.worker:worker", "Join an existing database as a worker."),
     "run": ("rushes.cli.run:run", "Submit a request, wait for it and download its outputs."),
+    "result": ("rushes.cli.result:result", "Fetch a request that was submitted before."),
     "requests": ("rushes.cli.requests:requests", "List, show and cancel requests."),
     "models": ("rushes.cli.models:models", "List, show and check models."),
     "keys": ("rushes.cli.keys:keys", "Create, list and revoke API keys."),

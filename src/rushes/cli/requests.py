@@ -7,7 +7,7 @@ from typing import Any, cast, get_args
 
 import click
 
-from rushes.cli.options import config_option, data_dir_option, load, with_store
+from rushes.cli.options import config_option, data_dir_option, load, with_existing_store
 from rushes.errors import NotFound
 from rushes.queue.base import Store
 from rushes.requests.ids import AccountId, RequestId
@@ -47,7 +47,7 @@ def list_(
         )
         return found, await store.counts()
 
-    found, counts = with_store(load(config, data_dir=data_dir), read)
+    found, counts = with_existing_store(load(config, data_dir=data_dir), read)
     rows = [
         (
             request.id,
@@ -75,7 +75,7 @@ def show(request_id: str, data_dir: Path | None, config: Path | None) -> None:
     async def read(store: Store) -> Request | None:
         return await store.get(RequestId(request_id))
 
-    request = with_store(load(config, data_dir=data_dir), read)
+    request = with_existing_store(load(config, data_dir=data_dir), read)
     if request is None:
         raise NotFound(f"There is no request {request_id!r}; `rushes requests list` shows the newest.")
     record: dict[str, Any] = as_builtin(request)
@@ -93,7 +93,7 @@ def cancel(request_id: str, data_dir: Path | None, config: Path | None) -> int:
     async def end(store: Store) -> str | None:
         return await store.cancel(RequestId(request_id), None)
 
-    outcome = with_store(load(config, data_dir=data_dir), end)
+    outcome = with_existing_store(load(config, data_dir=data_dir), end)
     if outcome is None:
         raise NotFound(f"There is no request {request_id!r}; `rushes requests list` shows the newest.")
     click.echo(outcome)

@@ -21,12 +21,14 @@ from rushes.client import errors as client
 from rushes.client.types import FieldError, Status
 from rushes.errors import RushesError
 
+DOUBLED: Final = re.compile(r"(?<=\w)\.\.(?=\s|$)|(?<=\?)\.(?=[\s;]|$)|(?<=\w)\.(?=;\s)")
+"""Full stops that are too many where a server put sentences together: `a..`, `a?.`, `a.; b`."""
 CONTROL: Final = re.compile(r"[\x00-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]+")
 SERVE_HINT: Final = (
     "Is the server running? `rushes serve` starts one here; RUSHES_BASE_URL or --base-url names another."
 )
 KEY_HINT: Final = (
-    "Make a key where the server runs with `rushes keys create --name NAME`, "
+    "Make a key in the server's folder, or with its --data-dir: `rushes keys create --name NAME`; "
     "then set RUSHES_API_KEY or give --api-key."
 )
 
@@ -34,6 +36,11 @@ KEY_HINT: Final = (
 def clean(text: object) -> str:
     """``text`` on one line and without anything that would steer a terminal."""
     return CONTROL.sub(" ", str(text)).strip()
+
+
+def tidy(text: str) -> str:
+    """A message without the doubled punctuation of sentences put together."""
+    return DOUBLED.sub(lambda found: "." if found[0] == ".." else "", text)
 
 
 def note(text: str, *, indent: str = "") -> None:
@@ -54,9 +61,9 @@ def complain(error: RushesError | client.RushesClientError, *, had_key: bool | N
     summary = getattr(error, "message", None) or str(error)
     if fields and any(field.message in summary for field in fields):
         summary = "the input does not fit the model"
-    note(f"rushes: {summary}")
+    note(tidy(f"rushes: {summary}"))
     for field in fields:
-        note(str(field), indent="  ")
+        note(tidy(str(field)), indent="  ")
     if isinstance(error, client.ConnectionFailed):
         note(SERVE_HINT)
     elif isinstance(error, client.Unauthorized):
@@ -153,7 +160,9 @@ class Watch:
         return len(self._labels) - 1
 
     def update(self, row: int, status: Status) -> None:
-        text = describe(status)
+        if status.done and not self._bars:
+            return  # how it ended, :meth:`finish` says: /status calls a failure completed, too
+        text = "" if status.done else describe(status)
         if self._bars:
             known = status.done or status.progress is not None
             self._bars.update(

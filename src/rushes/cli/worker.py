@@ -5,7 +5,7 @@ from pathlib import Path
 
 import click
 
-from rushes.cli.options import config_option, data_dir_option, load
+from rushes.cli.options import config_option, data_dir_option, load, unmatched
 from rushes.errors import SettingsError
 
 
@@ -28,6 +28,8 @@ def worker(
     PostgreSQL on several machines, RUSHES_STORAGE_URL must name a storage that all of them reach.
     """
     from rushes import log
+    from rushes.catalog.load import Catalog
+    from rushes.cli.show import note
     from rushes.wiring import DATABASE, run_worker
 
     settings = load(config, models=models, workers=workers, engine=engine, data_dir=data_dir)
@@ -36,5 +38,8 @@ def worker(
         raise SettingsError(
             f"there is no database at {database}: start `rushes serve` there first, or set RUSHES_DATABASE_URL"
         )
+    known = [entry.model.id for entry in Catalog.load(settings.models_dir).entries()]
+    for pattern in unmatched(settings.models, known):
+        note(f"rushes: warning: no model fits --models {pattern!r}; `rushes models list` shows them.")
     log.configure()
     asyncio.run(run_worker(settings))

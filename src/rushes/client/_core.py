@@ -109,19 +109,26 @@ class Core:
         self._seen = False
 
     def submit(self, model_id: str, values: Mapping[str, Any]) -> Flow[Submitted]:
-        """Raises ValueError, before anything is sent, for an input that is no JSON."""
+        """Raises ValueError, before anything is sent, for an input that is no JSON object."""
         reply = yield from self._exchange(self.server.submit(model_id, values))
         return _parse(reply, wire.submitted)
 
-    def status(self, request: str | Submitted, *, deadline: float | None = None) -> Flow[Status]:
-        reply = yield from self._exchange(self.server.status(request), deadline=deadline)
+    def status(
+        self, request: str | Submitted, *, deadline: float | None = None, accepted: bool = False
+    ) -> Flow[Status]:
+        reply = yield from self._exchange(self.server.status(request), deadline=deadline, accepted=accepted)
         return replace(_parse(reply, wire.status), retry_after=wire.retry_after(reply))
 
     def result(
-        self, request: str | Submitted, *, include_cost: bool = False, deadline: float | None = None
+        self,
+        request: str | Submitted,
+        *,
+        include_cost: bool = False,
+        deadline: float | None = None,
+        accepted: bool = False,
     ) -> Flow[Result]:
         call = self.server.result(request, include_cost=include_cost)
-        reply = yield from self._exchange(call, deadline=deadline)
+        reply = yield from self._exchange(call, deadline=deadline, accepted=accepted)
         return _parse(reply, wire.result)
 
     def cancel(self, request: str | Submitted) -> Flow[Cancellation]:
@@ -133,17 +140,22 @@ class Core:
     ) -> Flow[Result]:
         """Poll until the end; returns only a succeeded result.
 
-        Raises RequestFailed, RequestCancelled, or WaitTimeout after ``timeout`` seconds.
+        Raises RequestFailed, RequestCancelled, or WaitTimeout after ``timeout`` seconds. A request that is known
+        to be accepted is waited for through :data:`rushes.client._pace.AWAY_SECONDS` without its server.
         """
+        accepted = isinstance(request, Submitted)
         deadline = None if timeout is None else self._clock() + timeout
         polling = Polling()
         seen: Status | None = None
         try:
             while True:
-                seen = yield from self.status(request, deadline=deadline)
+                seen = yield from self.status(request, deadline=deadline, accepted=accepted)
+                accepted = True
                 yield Tell(seen)
                 if seen.done:
-                    result = yield from self.result(request, include_cost=include_cost, deadline=deadline)
+                    result = yield from self.result(
+                        request, include_cost=include_cost, deadline=deadline, accepted=True
+                    )
                     if result.done:
                         return _settled(result)
                 pause = polling.pause(seen.status, eta=seen.eta, retry_after=seen.retry_after)
@@ -192,23 +204,30 @@ class Core:
                     delay = wait
             yield Pause(delay)
 
-    def _exchange(self, call: Call, *, deadline: float | None = None) -> Flow[Reply]:
-        """Send until there is a good answer; raises ConnectionFailed or the answer's own error."""
-        tried = 0
+    def _exchange(self, call: Call, *, deadline: float | None = None, accepted: bool = False) -> Flow[Reply]:
+        """Send until there is a good answer; raises ConnectionFailed or the answer's own error.
+
+        ``accepted`` says that this waits for a request that the server has: then it goes on for longer.
+        """
+        tried, began = 0, self._clock()
         while True:
             tried += 1
             try:
                 reply: Reply = yield Send(call, self._before(deadline, self.timeout))
             except Lost as lost:
                 self._before(deadline, 0.0)
-                delay = self._retries.after_loss(call, lost, tried, seen=self._seen, jitter=self._jitter())
+                away = self._clock() - began if accepted else None
+                delay = self._retries.after_loss(
+                    call, lost, tried, seen=self._seen, jitter=self._jitter(), away=away
+                )
                 if delay is None:
                     raise self._unreachable(call, lost) from None
             else:
                 self._seen = True
                 if 200 <= reply.status < 300:
                     return reply
-                delay = self._retries.after_reply(call, reply, tried, jitter=self._jitter())
+                away = self._clock() - began if accepted else None
+                delay = self._retries.after_reply(call, reply, tried, jitter=self._jitter(), away=away)
                 if delay is None:
                     raise wire.error_of(reply)
             yield Pause(self._before(deadline, delay))

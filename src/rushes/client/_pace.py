@@ -27,6 +27,11 @@ class Lost(Exception):
 
 
 DEFAULT_RETRIES: Final = 5
+AWAY_SECONDS: Final = 60.0
+"""How long a wait for an accepted request sits through a server that does not answer, in seconds.
+
+Servers are restarted, and the request itself outlives that.
+"""
 
 
 @dataclass(frozen=True)
@@ -42,27 +47,39 @@ class Retries:
     """Tries after the first."""
     limit_unseen: int = 2
     """Tries after the first to connect to a server that has never answered: it is likely not there."""
+    away: float = AWAY_SECONDS
+    """Seconds without a good answer after which a wait for an accepted request gives up, whatever ``limit``
+    is; with a ``limit`` of 0 nothing is tried again."""
     patience: float = 60.0
     """The longest ``Retry-After`` to sit through, in seconds; a longer one is the caller's to decide."""
 
-    def after_loss(self, call: Call, lost: Lost, tried: int, *, seen: bool, jitter: float) -> float | None:
-        """Seconds until the next try after ``tried`` of them, or None to give up."""
+    def after_loss(
+        self, call: Call, lost: Lost, tried: int, *, seen: bool, jitter: float, away: float | None = None
+    ) -> float | None:
+        """Seconds until the next try after ``tried`` of them, or None to give up.
+
+        ``away`` is given by the wait for an accepted request: for how many seconds its calls have failed.
+        """
         if lost.sent and not call.repeatable:
             return None
-        if tried > (self.limit if seen or lost.sent else min(self.limit, self.limit_unseen)):
-            return None
-        return backoff(tried, jitter)
+        limit = self.limit if seen or lost.sent or away is not None else min(self.limit, self.limit_unseen)
+        return None if self._is_over(tried, limit, away) else backoff(tried, jitter)
 
-    def after_reply(self, call: Call, reply: Reply, tried: int, *, jitter: float) -> float | None:
+    def after_reply(
+        self, call: Call, reply: Reply, tried: int, *, jitter: float, away: float | None = None
+    ) -> float | None:
         """The same for an answer that is no success."""
         if reply.status != 429 and reply.status not in PASSING:
             return None
         asked = retry_after(reply)
         if not call.repeatable and (asked is None or reply.status not in (429, 503)):
             return None
-        if tried > self.limit or (asked or 0.0) > self.patience:
+        if self._is_over(tried, self.limit, away) or (asked or 0.0) > self.patience:
             return None
         return backoff(tried, jitter) if asked is None else asked * (1.0 + 0.1 * jitter)
+
+    def _is_over(self, tried: int, limit: int, away: float | None) -> bool:
+        return tried > limit and (limit == 0 or away is None or away >= self.away)
 
 
 def backoff(tried: int, jitter: float) -> float:

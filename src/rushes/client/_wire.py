@@ -100,9 +100,14 @@ class Server:
         return full
 
     def submit(self, model_id: str, values: Mapping[str, Any]) -> Call:
-        """Raises ValueError for an id that cannot be one, and for an input that is no JSON."""
+        """Raises ValueError for an id that cannot be one, and for an input that is no JSON object."""
+        if not isinstance(values, Mapping):
+            # what every input that cannot be one raises
+            raise ValueError(  # noqa: TRY004
+                f"the input must be a mapping of field names to values, not {_kind(values)}"
+            )
         try:
-            content = json.dumps(values, allow_nan=False, ensure_ascii=False).encode()
+            content = json.dumps(dict(values), allow_nan=False, ensure_ascii=False).encode()
         except TypeError as error:
             raise ValueError(f"the input cannot be written as JSON: {error}") from None
         url = self._model_url(model_id)
@@ -159,6 +164,10 @@ class Server:
         if given and self.owns(given):
             return str(given)
         return f"{self.base_url}/v1/requests/{quote(request_id, safe='')}/{action}"
+
+
+def _kind(value: object) -> str:
+    return "a string" if isinstance(value, str) else f"a value of type {type(value).__name__}"
 
 
 def _origin(url: str) -> tuple[str, str, int] | None:

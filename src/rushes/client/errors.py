@@ -64,8 +64,8 @@ class ApiError(RushesClientError):
         self.retry_after = retry_after
         self.trace_id = trace_id
         self.body = body or {}
-        told = (str(field) for field in fields if field.message not in message)
-        super().__init__("; ".join([message, *told]))
+        told = [str(field) for field in fields if field.message not in message]
+        super().__init__("; ".join([message.rstrip("."), *told]) if told else message)
 
 
 class Unauthorized(ApiError):
