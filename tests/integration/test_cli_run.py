@@ -167,7 +167,9 @@ def test_the_whole_input_comes_from_everywhere_and_i_wins(stub: StubServer, here
 
 def test_local_files_are_uploaded_once(stub: StubServer, here: Path, capfd: pytest.CaptureFixture[str]) -> None:
     (here / "cat.png").write_bytes(PICTURE)
-    assert 0 == execute(["run", MODEL, "-i", "118_image=@cat.png", "--input", '{"mask": "cat.png"}', "--no-wait"])
+    assert 0 == execute(
+        ["run", MODEL, "-i", "118_image=@cat.png", "--input", '{"mask": "cat.png"}', "--no-wait"]
+    )
     [stored] = stub.uploads.values()
     assert ("cat.png", "image/png", PICTURE) == (stored["name"], stored["content_type"], stored["content"])
     [job] = stub.jobs.values()
@@ -281,10 +283,8 @@ def test_refused_input_is_json_where_json_was_asked_for(
     error = json.loads(printed.out)["error"]
     assert ["25_value"] == [field["field"] for field in error["fields"]]
     assert "  25_value" in printed.err
-    assert ("BadInput", None) if side == "ours" else ("InvalidInput", 422) == (
-        error["type"],
-        error.get("http_status"),
-    )
+    expected = ("BadInput", None) if side == "ours" else ("InvalidInput", 422)
+    assert expected == (error["type"], error.get("http_status"))
 
 
 # outputs that cannot be saved

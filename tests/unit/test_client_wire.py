@@ -300,4 +300,4 @@ def test_an_input_that_is_no_mapping_is_refused_here(values: Any) -> None:
 def test_an_errors_sentence_has_one_stop() -> None:
     fields = (FieldError("a", "a is wrong."), FieldError("b", "is odd"))
     error = errors.InvalidInput("The input does not fit.", status=422, fields=fields)
-    assert "The input does not fit; a is wrong.; b: is odd" == str(error)
+    assert "The input does not fit; a is wrong; b: is odd" == str(error)

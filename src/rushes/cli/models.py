@@ -181,7 +181,7 @@ def _plain(value: object) -> str:
 
 def _values(field: Mapping[str, Any]) -> str:
     if isinstance(field.get("enum"), list):
-        return _short(" | ".join(map(str, field["enum"])))
+        return " | ".join(map(str, field["enum"]))
     return f"{_bound(field.get('minimum'))}..{_bound(field.get('maximum'))}".strip(".")
 
 

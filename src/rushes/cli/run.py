@@ -76,7 +76,7 @@ def run(
     The paths of the outputs are printed on standard output, everything else on standard error. Ctrl-C
     cancels a request that is still queued.
     """
-    task = _Task(model_id, read_whole(whole), read_pairs(pairs), base_url)
+    task = _Task(model_id, read_whole(whole), read_pairs(pairs))
     request: Submitted | None = None
     with connect(base_url, api_key) as client:
         try:
@@ -121,10 +121,8 @@ def run(
 class _Task:
     """What the command line asks for, on its way to the server."""
 
-    def __init__(
-        self, model_id: str, given: Mapping[str, Any], texts: Mapping[str, str], base_url: str | None
-    ) -> None:
-        self._model_id, self._given, self._texts, self._base_url = model_id, given, texts, base_url
+    def __init__(self, model_id: str, given: Mapping[str, Any], texts: Mapping[str, str]) -> None:
+        self._model_id, self._given, self._texts = model_id, given, texts
         self._schema: Mapping[str, Any] | None = None
         self._values: dict[str, Any] = {}
 

@@ -64,7 +64,7 @@ class ApiError(RushesClientError):
         self.retry_after = retry_after
         self.trace_id = trace_id
         self.body = body or {}
-        told = [str(field) for field in fields if field.message not in message]
+        told = [str(field).rstrip(".") for field in fields if field.message not in message]
         super().__init__("; ".join([message.rstrip("."), *told]) if told else message)
 
 

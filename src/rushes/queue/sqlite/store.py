@@ -14,7 +14,7 @@ from typing import Any, Literal, TypeVar
 
 import msgspec
 
-from rushes.errors import QueueFull, RushesError, RushesError, StoreUnavailable
+from rushes.errors import QueueFull, RushesError, StoreUnavailable
 from rushes.queue.base import Beat, Claim
 from rushes.queue.retention import gone, stored_values
 from rushes.queue.sqlite import database, rows, sweep
