@@ -124,6 +124,7 @@ def answers(text: str) -> list[dict[str, Any]]:
     return found
 
 
+@pytest.mark.skipif(shutil.which("curl") is None, reason="the page's calls are made with curl")
 def test_the_calls_of_the_page(tmp_path: Path) -> None:
     """In their order, by the shell, as a reader would: what comes back has the keys that the page shows."""
     source = sample_path("Runcomfy_Example_1259_1.png")
