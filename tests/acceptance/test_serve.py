@@ -2,7 +2,6 @@
 
 import json
 import signal
-import time
 
 import httpx
 import pytest
@@ -226,7 +225,7 @@ role = "prompt"
     id_ = server.submit("ok", model="me/mine")
     assert server.finished(id_)["status"] == "succeeded"
     (ours / "model.toml").write_text(text.replace('type = "string"', 'type = "colour"'))
-    time.sleep(1.2)
+    eventually(lambda: "model not usable" in server.log.read_text(), 10)
     assert server.call("GET", f"/v1/models/{T2I}").status_code == 200
     assert "colour" in server.command("models", "check", status=1)
     server.stop()

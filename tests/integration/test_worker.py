@@ -59,7 +59,14 @@ async def test_a_bad_scratch_disk_uses_up_no_attempts(tmp_path, monkeypatch) -> 
         bench.scratch.rmdir()
         bench.scratch.write_text("stands for a full or read-only disk")
         bench.start()
-        await asyncio.sleep(1.0)
+
+        async def given_back() -> bool:
+            records = [await bench.store.get(id_) for id_ in ids]
+            return any(record and record.started_at and record.state == "queued" for record in records)
+
+        async with asyncio.timeout(20):
+            while not await given_back():
+                await asyncio.sleep(0.02)
         counts = await bench.store.counts()
         assert 0 == counts["failed"] + counts["succeeded"]
         bench.scratch.unlink()

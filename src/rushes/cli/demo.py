@@ -100,11 +100,12 @@ def _explain(stuck: "_Stuck", server: "_Server") -> None:
 
 def _next_steps() -> str:
     rushes = _command()
+    serve, models = (f"{rushes} {words}".ljust(34) for words in ("serve", "models list"))
     return f"""\
 What to run next:
-  {rushes} serve                      a server of your own; its first start shows an API key
-  export RUSHES_API_KEY=rsh_...       the key
-  {rushes} models list                what it can run
+  {serve}  a server of your own; its first start shows an API key
+  {"export RUSHES_API_KEY=rsh_...".ljust(34)}  the key
+  {models}  what it can run
   {rushes} run wan-ai/wan-2-5/text-to-image -i prompt='a lighthouse in a storm'
 The files above are drafts. docs/ tells how to put your own models and engines behind the same API."""
 
