@@ -10,11 +10,11 @@ import contextlib
 import fcntl
 import importlib
 import os
+import secrets
 import shutil
 import signal
 import socket
 import sys
-import tempfile
 import time
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
@@ -143,10 +143,12 @@ def scratch_root(settings: Settings) -> Path:
 @contextlib.contextmanager
 def scratch_folder(settings: Settings) -> Iterator[Path]:
     """A folder for files on their way; gone when the process ends in an orderly way."""
-    folder = Path(tempfile.mkdtemp(dir=scratch_root(settings), prefix="work-")).resolve()
+    folder = scratch_root(settings).resolve() / f"work-{secrets.token_hex(6)}"
     lock_path = folder.with_suffix(".lock")
     with lock_path.open("w") as lock:
+        # Before there is a folder, so that nobody finds one without its lock.
         fcntl.flock(lock, fcntl.LOCK_EX)
+        folder.mkdir(mode=0o700)
         try:
             yield folder
         finally:
