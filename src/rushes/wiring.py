@@ -332,8 +332,8 @@ def main(arguments: list[str]) -> None:
 
 
 def _be(arguments: list[str], settings: Settings) -> None:
+    from rushes.guard import die_with_parent
     from rushes.worker.child import main as run_slot
-    from rushes.worker.guard import die_with_parent
 
     match arguments:
         case ["slot"]:

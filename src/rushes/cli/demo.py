@@ -24,8 +24,8 @@ from rushes.cli.options import with_store
 from rushes.client.errors import RushesClientError
 from rushes.client.sync import Client
 from rushes.client.types import Status
+from rushes.guard import SUPERVISOR
 from rushes.settings import Settings
-from rushes.worker.guard import SUPERVISOR
 
 START_SECONDS: Final = 60.0
 POLL_SECONDS: Final = 0.2

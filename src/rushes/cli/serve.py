@@ -31,7 +31,7 @@ def serve(
     """
     from rushes import log
     from rushes.cli.supervisor import run_server
-    from rushes.worker.guard import die_with_parent
+    from rushes.guard import die_with_parent
 
     if end_with_parent:
         die_with_parent()

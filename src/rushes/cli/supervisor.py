@@ -20,10 +20,10 @@ from typing import IO, Final
 
 from rushes import log
 from rushes.errors import DirectoryInUse, SettingsError
+from rushes.guard import SUPERVISOR
 from rushes.requests.ids import uuid7
 from rushes.settings import Settings
 from rushes.wiring import CHILD_SETTINGS, DRAIN_SIGNAL, clean_scratch, encode_settings, preflight
-from rushes.worker.guard import SUPERVISOR
 
 _BACKOFF: Final = (0.05, 0.2, 0.5, 1.0, 2.0, 5.0)
 _STABLE_SECONDS: Final = 10.0

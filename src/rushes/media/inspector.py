@@ -19,6 +19,7 @@ from typing import Any, Final, Literal
 import msgspec
 
 from rushes.errors import MediaError, StoreUnavailable
+from rushes.guard import die_with_parent
 from rushes.media.inspect import ImageInfo, VideoInfo
 from rushes.media.sniff import Kind
 
@@ -27,7 +28,6 @@ MEMORY_BYTES: Final = 3 * 1024**3
 JOB_SECONDS: Final = 120.0
 _ENVIRONMENT: Final = ("PATH", "PYTHONPATH", "PYTHONHOME", "VIRTUAL_ENV", "LD_LIBRARY_PATH", "LANG", "LC_ALL")
 """What of the environment the child gets: what Python needs to start. Keys and passwords are not in it."""
-_PR_SET_PDEATHSIG: Final = 1
 _UNAVAILABLE: Final = "unavailable"
 """The reason of an answer that is about this machine and not about the file: a full disk, a missing folder."""
 
@@ -196,12 +196,7 @@ def _confine(memory: int, parent: int) -> None:
     for limit, value in limits:
         with contextlib.suppress(ValueError, OSError):  # macOS takes no limit on address space
             resource.setrlimit(limit, (value, value))
-    if sys.platform == "linux":
-        import ctypes
-
-        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
-        if os.getppid() != parent:  # it died before the line above
-            sys.exit(1)
+    die_with_parent(parent)
 
 
 def main() -> Literal[0]:

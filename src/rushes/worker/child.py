@@ -18,8 +18,8 @@ from typing import BinaryIO, Final
 
 from rushes.engines.base import Engine, Job, Produced
 from rushes.errors import EngineError
+from rushes.guard import die_with_parent
 from rushes.requests.record import Progress
-from rushes.worker.guard import die_with_parent
 from rushes.worker.messages import Done, Failed, Message, Ready, Step, line, read_job
 
 _PROGRESS_SECONDS: Final = 0.05

@@ -11,8 +11,8 @@ import msgspec
 
 from rushes.engines.base import Job, Produced
 from rushes.errors import EngineError
+from rushes.guard import SUPERVISOR
 from rushes.requests.record import Progress
-from rushes.worker.guard import SUPERVISOR
 from rushes.worker.messages import Done, Failed, Message, Ready, Step, line, read_message
 from rushes.worker.process import ChildProcess, ProcessEnded
 

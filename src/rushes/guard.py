@@ -14,9 +14,13 @@ SUPERVISOR: Final = "RUSHES_SUPERVISOR"
 """Names the process that the supervisor is, so that its end cannot slip by before we ask the kernel."""
 
 
-def die_with_parent() -> None:
-    """End this process at once when its parent ends: by the kernel on Linux, elsewhere by looking."""
-    parent = int(os.environ.get(SUPERVISOR, os.getppid()))
+def die_with_parent(parent: int | None = None) -> None:
+    """End this process at once when its parent ends: by the kernel on Linux, elsewhere by looking.
+
+    ``parent`` is the parent's process id, from whoever started us; by default what RUSHES_SUPERVISOR says.
+    """
+    if parent is None:
+        parent = int(os.environ.get(SUPERVISOR, os.getppid()))
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
     else:
