@@ -188,11 +188,25 @@ class EngineError(RushesError):
     """The engine could not generate.
 
     ``reason`` is the stable word that the failed request carries as its error code; ``node`` names the
-    part of a workflow at fault, where there is one; ``retryable`` says whether another attempt may help.
+    part of a workflow at fault, and ``field`` the input, where there is one; ``retryable`` says whether another
+    attempt may help. ``began`` False says that the engine had not begun: with ``retryable`` the request goes back to
+    the queue and the attempt is not counted. ``replace`` says that the engine cannot go on: its process is
+    replaced before it gets another job.
     """
 
-    def __init__(self, reason: str, message: str, *, node: str | None = None, retryable: bool = False) -> None:
-        self.reason, self.node, self.retryable = reason, node, retryable
+    def __init__(
+        self,
+        reason: str,
+        message: str,
+        *,
+        node: str | None = None,
+        retryable: bool = False,
+        began: bool = True,
+        replace: bool = False,
+        field: str | None = None,
+    ) -> None:
+        self.reason, self.node, self.field, self.retryable = reason, node, field, retryable
+        self.began, self.replace = began, replace
         super().__init__(message)
 
 

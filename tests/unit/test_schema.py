@@ -155,3 +155,44 @@ def test_every_keyword_of_an_input_reaches_the_schema(catalog: Catalog, tmp_path
         "maxLength": 9,
         "default": "x",
     } == seed_schema(ours)["properties"]["t"]
+
+
+LORAS = Input("loras", "LoRAs", "loras", "loras", description="Styles.")
+
+
+def with_loras(folder: Path) -> Model:
+    return Model(
+        id="a/b",
+        name="A",
+        description="",
+        categories=(),
+        output="image",
+        inputs=(LORAS,),
+        required=(),
+        folder=folder,
+    )
+
+
+def test_a_list_of_loras_on_the_wire(tmp_path: Path) -> None:
+    assert {
+        "title": "LoRAs",
+        "description": "Styles.",
+        "type": "array",
+        "items": {
+            "type": "object",
+            "properties": {"path": {"type": "string"}, "scale": {"type": "number", "default": 1.0}},
+            "required": ["path"],
+            "additionalProperties": False,
+        },
+    } == seed_schema(with_loras(tmp_path))["properties"]["loras"]
+
+
+def test_a_list_of_loras_as_enforced_is_standard_and_bounded(tmp_path: Path) -> None:
+    enforced = enforced_schema(with_loras(tmp_path))
+
+    jsonschema_rs.meta.validate(enforced)
+    keywords = enforced["properties"]["loras"]
+    assert ("LoRAs", "Styles.", 8) == (keywords["title"], keywords["description"], keywords["maxItems"])
+    item = keywords["items"]["properties"]
+    assert (-100.0, 100.0, 1.0) == tuple(item["scale"][word] for word in ("minimum", "maximum", "default"))
+    assert (1, 500) == (item["path"]["minLength"], item["path"]["maxLength"])

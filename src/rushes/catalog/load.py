@@ -9,8 +9,10 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
-from rushes.catalog.manifest import MANIFEST, MOST_SEGMENTS, SAMPLE, read_manifest, shown
+from rushes.catalog.bindings import check_workflows
+from rushes.catalog.manifest import MOST_SEGMENTS, read_manifest
 from rushes.catalog.model import Model
+from rushes.catalog.paths import MANIFEST, SAMPLE, shown
 from rushes.catalog.schema import enforced_schema, output_schema, seed_schema
 from rushes.catalog.validate import Validator
 from rushes.errors import InvalidInput, ManifestError
@@ -46,8 +48,9 @@ def load_entry(folder: Path, root: Path) -> Entry:
         model = read_manifest(folder, root)
         validator = Validator(model)
         file = folder / SAMPLE
-        validator.validate_input(model.sample)
+        complete = validator.validate_input(model.sample).input
         file = folder / MANIFEST
+        check_workflows(model, complete)
         return _entry(model, validator)
     except ManifestError:
         raise

@@ -5,7 +5,6 @@ the key and the fix. `docs/models.md` is the reference of the keys.
 """
 
 import math
-import os
 import re
 import tomllib
 from collections import Counter
@@ -15,16 +14,15 @@ from typing import Any, Final, Literal, get_args
 import msgspec
 import orjson
 
-from rushes.catalog.model import FILE_ROLES, Input, Model, Price, Role
+from rushes.catalog.model import FILE_ROLES, Input, Model, Price, Role, Type
 from rushes.catalog.nearest import did_you_mean, nearest
+from rushes.catalog.paths import MANIFEST, SAMPLE, shown
 from rushes.catalog.resolution import parse_resolution
 from rushes.catalog.roles import REPEATABLE
 from rushes.catalog.samples import sample_names
 from rushes.catalog.schema import INTEGER_LARGEST, INTEGER_SMALLEST, integer_bounds
 from rushes.errors import ManifestError
 
-MANIFEST: Final = "model.toml"
-SAMPLE: Final = "sample.json"
 FEWEST_SEGMENTS: Final = 2
 MOST_SEGMENTS: Final = 6
 
@@ -37,11 +35,12 @@ _ROLE_TYPES: Final[dict[str, tuple[str, ...]]] = {
     **dict.fromkeys(("prompt", "negative_prompt", "resolution", *FILE_ROLES), ("string",)),
     **dict.fromkeys(("frames", "seed", "steps"), ("integer",)),
     **dict.fromkeys(("fps", "guidance", "shift"), ("integer", "float")),
+    "loras": ("loras",),
 }
 _WORDS: Final[dict[str, dict[str, tuple[str, ...]]]] = {
     "": {"output": ("image", "video")},
     "price": {"unit": ("second", "output")},
-    "inputs": {"type": ("string", "integer", "float", "boolean"), "role": get_args(Role)},
+    "inputs": {"type": get_args(Type), "role": get_args(Role)},
 }
 """Keys that take one of a few words, by table."""
 
@@ -57,11 +56,6 @@ class _Manifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     time_limit: float = 3600.0
     graph: str | None = None
     engines: dict[str, dict[str, Any]] = {}
-
-
-def shown(path: Path) -> str:
-    """The path in words that can be logged: names on a disk need not be text."""
-    return os.fsencode(path).decode("utf-8", "backslashreplace")
 
 
 def model_id(folder: Path, root: Path) -> str:
@@ -111,7 +105,6 @@ class _Reader:
         self._check_names(manifest)
         for field in manifest.inputs:
             self._check_field(field)
-        self._check_graph(manifest.graph)
         return Model(
             id=id_,
             name=manifest.name,
@@ -188,6 +181,8 @@ class _Reader:
             raise self._wrong("price.base_usd", "must be 0 or more")
         if not manifest.inputs:
             raise self._wrong("inputs", "give at least one [[inputs]] table")
+        if manifest.graph == "":
+            raise self._wrong("graph", "must be the bare name of a file in the model's folder; it is empty")
 
     def _check_names(self, manifest: _Manifest) -> None:
         names = [field.name for field in manifest.inputs]
@@ -214,6 +209,9 @@ class _Reader:
         if types and field.type not in types:
             raise self._wrong(f"{key}.type", f"the role {field.role} needs the type {' or '.join(types)}")
         self._check_bounds(field, key)
+        if field.type == "loras":
+            self._check_loras(field, key)
+            return
         if field.enum is not None:
             if not field.enum:
                 raise self._wrong(f"{key}.enum", "is empty; give values or take it out")
@@ -226,6 +224,13 @@ class _Reader:
             if field.enum is not None and field.default not in field.enum:
                 allowed = ", ".join(repr(option) for option in field.enum)
                 raise self._wrong(f"{key}.default", f"{field.default!r} is not in enum: {allowed}")
+
+    def _check_loras(self, field: Input, key: str) -> None:
+        if field.role != "loras":
+            raise self._wrong(f"{key}.role", 'the type loras needs role = "loras"')
+        for name, value in (("default", field.default), ("enum", field.enum)):
+            if value is not None:
+                raise self._wrong(f"{key}.{name}", "a list of LoRAs has none; take it out")
 
     def _check_bounds(self, field: Input, key: str) -> None:
         numeric, text = field.type in ("integer", "float"), field.type == "string"
@@ -290,23 +295,6 @@ class _Reader:
                 )
 
     # -- the other files --------------------------------------------------------------------------------
-    def _check_graph(self, graph: str | None) -> None:
-        if graph is None:
-            return
-        if not graph or graph != Path(graph).name or "\\" in graph:
-            raise self._wrong("graph", f"{graph!r} must be the bare name of a file in the model's folder")
-        file = self._folder / graph
-        try:
-            value = orjson.loads(file.read_bytes())
-        except OSError as error:
-            raise self._wrong("graph", f"{shown(file)} cannot be read: {error.strerror}") from None
-        except orjson.JSONDecodeError as error:
-            raise ManifestError(shown(file), "", f"this is not JSON: {error}") from None
-        if not isinstance(value, dict):
-            raise ManifestError(
-                shown(file), "", "must be a JSON object: export the workflow in ComfyUI's API format"
-            )
-
     def _sample(self, manifest: _Manifest) -> dict[str, Any]:
         """What sample.json holds; without one, the defaults of the required inputs."""
         file = self._folder / SAMPLE

@@ -23,8 +23,11 @@ Role = Literal[
     "steps",
     "guidance",
     "shift",
+    "loras",
     "other",
 ]
+Type = Literal["string", "integer", "float", "boolean", "loras"]
+"""Types of the seeds' dialect, and ``loras``: a list of LoRAs; see :mod:`rushes.catalog.loras`."""
 FILE_ROLES: dict[str, Literal["image", "video"]] = {
     "start_image": "image",
     "end_image": "image",
@@ -39,7 +42,7 @@ class Input(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     name: str
     title: str
-    type: Literal["string", "integer", "float", "boolean"]
+    type: Type
     role: Role = "other"
     description: str = ""
     default: str | int | float | bool | None = None

@@ -1,11 +1,13 @@
 """A model's input schema: in the seeds' dialect, as standard JSON Schema, and as the validator enforces it.
 
 The dialect is what the seed pages show: a JSON Schema object whose only foreign word is the type ``float``.
+A list of LoRAs, which they do not have, is an array in standard words.
 """
 
 import math
 from typing import Any, Final
 
+from rushes.catalog.loras import enforced_loras_schema, loras_schema
 from rushes.catalog.model import Input, Model
 
 INPUT_TITLE: Final = "Input schema"
@@ -15,6 +17,8 @@ SEED_RANDOM: Final = -1
 """The seed by which many clients ask for a random one."""
 SEED_LARGEST: Final = 2**64 - 1
 """The largest seed that ComfyUI's samplers take (`INT` with ``max`` 0xffffffffffffffff)."""
+SEED_DRAWN_LARGEST: Final = 2**53 - 1
+"""The largest seed that is drawn here: every JSON reader keeps it exact."""
 INTEGER_SMALLEST: Final = -(2**63) + 1
 INTEGER_LARGEST: Final = 2**64 - 1
 """The integers that survive JSON readers and databases. orjson reads larger ones as inexact floats."""
@@ -42,6 +46,8 @@ def _property(field: Input) -> dict[str, Any]:
         "maxLength": field.max_length,
         "default": field.default,
     }
+    if field.type == "loras":
+        keywords |= loras_schema()
     return {keyword: value for keyword, value in keywords.items() if value is not None}
 
 
@@ -57,8 +63,9 @@ def standard(schema: dict[str, Any]) -> dict[str, Any]:
 def enforced_schema(model: Model) -> dict[str, Any]:
     """The standard schema with the bounds that the server holds to although the seeds do not print them.
 
-    Seeds are -1 (random) or from 0 to 2**64-1; other integers lie within 64 bits; a file is not "". The
-    validator is compiled from this, and the OpenAPI documents show it. :func:`seed_schema` stays as it is.
+    Seeds are -1 (random) or from 0 to 2**64-1; other integers lie within 64 bits; a file is not ""; LoRAs are
+    few and named safely. The validator is compiled from this, and the OpenAPI documents show it.
+    :func:`seed_schema` stays as it is.
     """
     schema = standard(seed_schema(model))
     for field in model.inputs:
@@ -69,6 +76,8 @@ def enforced_schema(model: Model) -> dict[str, Any]:
         if field.role == "seed" and accepts_random(field):
             note = f"{SEED_RANDOM} draws one at random."
             keywords["description"] = f"{field.description} {note}".lstrip()
+        if field.type == "loras":
+            keywords |= enforced_loras_schema()
         if field.name in model.files():
             keywords["minLength"] = max(1, field.min_length or 0)
     return schema

@@ -11,6 +11,7 @@ A :class:`Validator` is compiled once per model. What it decides beyond the sche
   JSON reader keeps exact.
 - Integers beyond 64 bits are refused: orjson would hand on an inexact float.
 - NUL characters are refused: no prompt needs one, and databases and C strings end there.
+- A LoRA's scale that is left out, or null, is 1.0, and stands in the stored input.
 - Of a name given twice, the last value counts, as in nearly every JSON reader.
 
 No IO. Whether a file's address can be used is decided later, by those who fetch it.
@@ -25,10 +26,17 @@ import jsonschema_rs
 import msgspec
 import orjson
 
+from rushes.catalog.loras import EXAMPLE, Problem, complete_loras, lora_problems, without_nulls
 from rushes.catalog.model import FILE_ROLES, Input, Model
 from rushes.catalog.nearest import did_you_mean
 from rushes.catalog.resolution import parse_resolution
-from rushes.catalog.schema import SEED_RANDOM, accepts_random, enforced_schema, integer_bounds
+from rushes.catalog.schema import (
+    SEED_DRAWN_LARGEST,
+    SEED_RANDOM,
+    accepts_random,
+    enforced_schema,
+    integer_bounds,
+)
 from rushes.errors import InvalidInput, MalformedRequest
 
 DEEPEST: Final = 32
@@ -37,13 +45,13 @@ MOST_COMMAS: Final = 100_000
 """More of them in a body would be a hundred thousand values, each many times as large in memory."""
 MOST_UNKNOWN: Final = 50
 """Unknown fields that an error lists one by one."""
-SEED_DRAWN_LARGEST: Final = 2**53 - 1
 
 _TYPE_NAMES: Final = {
     "string": "a string",
     "integer": "an integer",
     "float": "a number",
     "boolean": "true or false",
+    "loras": f"a list of LoRAs such as {EXAMPLE}",
 }
 
 _system = random.SystemRandom()
@@ -107,6 +115,7 @@ class Validator:
         self._strings = tuple(f.name for f in model.inputs if f.type == "string")
         self._seeds = tuple(f for f in model.inputs if f.role == "seed" and accepts_random(f))
         self._free_sizes = tuple(f.name for f in model.inputs if f.role == "resolution" and f.enum is None)
+        self._loras = tuple(f.name for f in model.inputs if f.type == "loras")
         self._aliases = _aliases(model)
 
     def validate(self, raw: bytes) -> Validated:
@@ -114,7 +123,7 @@ class Validator:
 
         Raises MalformedRequest where it is no JSON object, and InvalidInput, whose ``detail`` has one entry
         for every field at fault, in the schema's order and unknown fields last:
-        ``{"loc": [field], "msg": ..., "type": ...}``.
+        ``{"loc": [field], "msg": ..., "type": ...}``. A LoRA at fault has its index and key in ``loc`` as well.
         """
         return self.validate_input(parse_object(raw))
 
@@ -126,10 +135,13 @@ class Validator:
                 for name, value in given.items()
                 if value is not None or name in self._required or name not in self._fields
             }
+        for name in self._loras:
+            if name in given:
+                given = {**given, name: without_nulls(given[name])}
         fits = self._schema.is_valid(given)
-        special = self._special(given)
-        if special or not fits:
-            raise self._refusal(given, special)
+        special, loras = self._special(given), self._lora_problems(given)
+        if special or loras or not fits:
+            raise self._refusal(given, special, loras)
         complete: dict[str, Any] = {}
         for name, default, integer in self._plan:
             value = given.get(name)
@@ -139,6 +151,8 @@ class Validator:
                 value = default
             elif integer and type(value) is float:
                 value = int(value)
+            elif name in self._loras:
+                value = complete_loras(value)
             complete[name] = value
         for field in self._seeds:
             if complete.get(field.name) == SEED_RANDOM:
@@ -163,11 +177,23 @@ class Validator:
                     found[name] = ("resolution", f"{name}: {error}")
         return found
 
-    def _refusal(self, given: dict[str, Any], special: dict[str, tuple[str, str]]) -> InvalidInput:
+    def _lora_problems(self, given: dict[str, Any]) -> dict[str, list[Problem]]:
+        """The schema finds them as well, but not the words for them."""
+        values = {name: given[name] for name in self._loras if given.get(name) is not None}
+        return {name: found for name, value in values.items() if (found := lora_problems(value))}
+
+    def _refusal(
+        self,
+        given: dict[str, Any],
+        special: dict[str, tuple[str, str]],
+        loras: dict[str, list[Problem]],
+    ) -> InvalidInput:
         failing: dict[str, str] = {}
         unknown: list[str] = []
         for error in self._schema.iter_errors(given):
             kind = error.kind
+            if error.instance_path and error.instance_path[0] in loras:
+                continue
             if isinstance(kind, jsonschema_rs.ValidationErrorKind.Required):
                 failing[kind.property] = "missing"
             elif isinstance(kind, jsonschema_rs.ValidationErrorKind.AdditionalProperties):
@@ -176,6 +202,9 @@ class Validator:
                 failing.setdefault(str(error.instance_path[0]), kind.name)
         detail: list[dict[str, Any]] = []
         for name, field in self._fields.items():
+            if name in loras:
+                detail += [_explain_lora(name, problem) for problem in loras[name]]
+                continue
             if name in failing:
                 type_, message = _explain(field, given.get(name), failing[name])
             elif name in special:
@@ -221,6 +250,12 @@ def _explain(field: Input, value: Any, keyword: str) -> tuple[str, str]:
         return _explain_bound(field, value, got)
     hint = "; send it without quotes" if isinstance(value, str) and _looks_plain(value) else ""
     return "type", f"{name} must be {_TYPE_NAMES[field.type]}; got {got}{hint}"
+
+
+def _explain_lora(name: str, problem: Problem) -> dict[str, Any]:
+    parts = (f"[{part}]" if isinstance(part, int) else f".{part}" for part in problem.loc)
+    where = "".join((name, *parts))
+    return {"loc": [name, *problem.loc], "msg": f"{where} {problem.message}", "type": problem.type}
 
 
 def _explain_length(field: Input, value: str) -> tuple[str, str]:
