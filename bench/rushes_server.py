@@ -113,7 +113,7 @@ class Rushes:
 
             async def work() -> None:
                 nonlocal ended
-                while (lease := await store.claim(Claim(worker, (MODEL,), warm=MODEL))) is not None:
+                while (lease := await store.claim(Claim(worker, (MODEL,), warm=(MODEL,)))) is not None:
                     assert await store.succeed(lease, [], None)
                     ended += 1
 

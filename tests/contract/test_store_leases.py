@@ -72,15 +72,28 @@ async def test_the_warm_model_comes_first_whatever_the_priority_of_others(store:
     await submitted(store, model="cold", priority=9)
     await submitted(store, model="cold")
     warm = await submitted(store, model="warm", priority=-3)
-    lease = await claimed(store, models=("cold", "warm"), warm="warm", warm_age_bound=30.0)
+    lease = await claimed(store, models=("cold", "warm"), warm=("warm",), warm_age_bound=30.0)
     assert warm.id == lease.request.id
+
+
+async def test_all_warm_models_are_alike_and_none_else_is(store: Store) -> None:
+    cold = await submitted(store, model="cold", priority=9)
+    first = await submitted(store, model="warm too")
+    second = await submitted(store, model="warm")
+    high = await submitted(store, model="warm too", priority=1)
+    for limit in (0, 9):
+        claim = Claim(W, ("cold", "warm", "warm too"), warm=("warm", "absent", "warm too"), account_limit=limit)
+        leases = [lease for _ in range(4) if (lease := await store.claim(claim))]
+        assert [high.id, first.id, second.id, cold.id] == [lease.request.id for lease in leases]
+        for lease in leases:
+            assert await store.release(lease)
 
 
 async def test_beyond_the_age_bound_the_warm_model_has_no_preference(place: Place, store: Store) -> None:
     cold = await submitted(store, model="cold")
     await place.age(60)
     warm = await submitted(store, model="warm", priority=5)
-    claim = Claim(W, ("cold", "warm"), warm="warm", warm_age_bound=30.0)
+    claim = Claim(W, ("cold", "warm"), warm=("warm",), warm_age_bound=30.0)
     first, second = await store.claim(claim), await store.claim(claim)
     assert first is not None
     assert second is not None
@@ -93,7 +106,7 @@ async def test_among_the_aged_priority_and_arrival_decide(place: Place, store: S
     warm = await submitted(store, model="warm")
     await place.age(60)
     taken = [
-        (await claimed(store, models=("warm", "a", "b"), warm="warm", warm_age_bound=30.0)).request.id
+        (await claimed(store, models=("warm", "a", "b"), warm=("warm",), warm_age_bound=30.0)).request.id
         for _ in range(3)
     ]
     assert [b.id, a.id, warm.id] == taken
@@ -145,7 +158,7 @@ async def test_account_limits_keep_the_order_of_the_warm_and_the_aged(place: Pla
     cold = await submitted(store, account="free", model="cold")
     await place.age(60)
     warm = await submitted(store, account="free", model="warm")
-    claim = Claim(W, ("cold", "warm"), warm="warm", account_limit=1)
+    claim = Claim(W, ("cold", "warm"), warm=("warm",), account_limit=1)
     first = await store.claim(claim)
     assert first is not None
     assert cold.id == first.request.id
@@ -165,7 +178,7 @@ async def test_age_lifts_a_model_over_the_warm_one_and_no_account_over_another(
     high = await submitted(store, account="young", model="cold", priority=5)
     warm = await submitted(store, account="young", model="warm")
     for limit in (0, 9):
-        claim = Claim(W, ("cold", "warm"), warm="warm", warm_age_bound=30.0, account_limit=limit)
+        claim = Claim(W, ("cold", "warm"), warm=("warm",), warm_age_bound=30.0, account_limit=limit)
         leases = [lease for _ in range(3) if (lease := await store.claim(claim))]
         assert [warm.id, high.id, old.id] == [lease.request.id for lease in leases]
         for lease in leases:

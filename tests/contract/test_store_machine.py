@@ -117,10 +117,10 @@ class QueueMachine(RuleBasedStateMachine):
     @rule(
         worker=workers,
         among=models,
-        warm=st.sampled_from([None, "a", "b", "z"]),
+        warm=st.sampled_from([(), ("a",), ("b",), ("z",), ("a", "z", "b")]),
         limit=st.sampled_from([0, 0, 1, 2]),
     )
-    def claim(self, worker: WorkerId, among: tuple[str, ...], warm: str | None, limit: int) -> None:
+    def claim(self, worker: WorkerId, among: tuple[str, ...], warm: tuple[str, ...], limit: int) -> None:
         expected = self.next_of(among, warm, limit)
         lease = self.run(
             self.store.claim(Claim(worker, among, warm, warm_age_bound=BOUND, account_limit=limit, engine="e"))
@@ -142,7 +142,7 @@ class QueueMachine(RuleBasedStateMachine):
         known.fence = lease.fence
         self.leases.append(lease)
 
-    def next_of(self, among: tuple[str, ...], warm: str | None, limit: int) -> RequestId | None:
+    def next_of(self, among: tuple[str, ...], warm: tuple[str, ...], limit: int) -> RequestId | None:
         """The order of claims: the heads of the models' lines; the aged, then the warm, then the rest."""
         running = Counter(k.account for k in self.known.values() if k.state == "running")
         heads: dict[str, tuple[RequestId, Known]] = {}
@@ -152,9 +152,9 @@ class QueueMachine(RuleBasedStateMachine):
                 heads.setdefault(known.model, (id_, known))
 
         def rank(known: Known) -> int:
-            if warm is None:
+            if not warm:
                 return 2
-            return 0 if known.age > BOUND else 1 if known.model == warm else 2
+            return 0 if known.age > BOUND else 1 if known.model in warm else 2
 
         best = min(heads.values(), key=lambda head: (rank(head[1]), head[1].line), default=None)
         return None if best is None else best[0]

@@ -32,7 +32,7 @@ async def test_account_limits_hold_under_concurrent_claims(place: Place, limit: 
 
     async def work(number: int) -> None:
         store = stores[number % 4]
-        claim = Claim(WorkerId(f"w{number}"), ("m", "n"), warm="m", account_limit=limit)
+        claim = Claim(WorkerId(f"w{number}"), ("m", "n"), warm=("m",), account_limit=limit)
         while len(ended) < len(ids):
             lease = await store.claim(claim)
             if lease is None:

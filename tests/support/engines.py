@@ -7,6 +7,7 @@
 import os
 import signal
 import struct
+import threading
 import time
 import zlib
 from pathlib import Path
@@ -15,6 +16,12 @@ from rushes.catalog.model import Model
 from rushes.engines.base import Job, Produced, Report
 from rushes.errors import EngineError
 from rushes.requests.record import Progress
+
+
+def _note(job: Job) -> None:
+    if os.environ.get("RUSHES_TEST_RUNS"):
+        with Path(os.environ["RUSHES_TEST_RUNS"]).open("a") as log:
+            log.write(f"{job.request_id} {job.attempt}\n")
 
 
 class PromptEngine:
@@ -28,9 +35,7 @@ class PromptEngine:
                 log.write(f"{model.id}\n")
 
     def run(self, job: Job, report: Report) -> list[Produced]:
-        if os.environ.get("RUSHES_TEST_RUNS"):
-            with Path(os.environ["RUSHES_TEST_RUNS"]).open("a") as log:
-                log.write(f"{job.request_id} {job.attempt}\n")
+        _note(job)
         words = iter(str(job.roles.get("prompt", "ok")).split())
         size = 8
         for word in words:
@@ -77,6 +82,101 @@ class PromptEngine:
         path.write_bytes(png(size, size))
         # For the queue's tests a video model's output need not be a video; a worker looks at the kind alone.
         return [Produced(path, job.model.output, "image/png", size, size)]
+
+
+class OverlappingEngine:
+    """Two jobs at once, of which one at a time can ``work``. Words of the prompt, in order:
+
+    - ``soon``, ``later``, ``begin``: reports that it ends soon, that it does not, that it has begun.
+    - ``nearly``, ``started``: reports of the stage "later" that it ends soon, and that it has begun.
+    - ``work MS``: works so many milliseconds, alone.
+    - ``wait NAME``: makes the file ``NAME.here`` in RUSHES_TEST_GATES and waits for ``NAME`` there.
+    - ``deaf``: from here on no abort is heard.
+    - ``preview``: leaves a preview and reports.
+    - ``unbegun NAME``, ``replace NAME``: until there is such a file, end without having begun; with ``replace``
+      the engine cannot go on either.
+    - ``fail``, ``crash``, ``exit``.
+    """
+
+    name = "overlapping"
+    lanes = 2
+
+    def __init__(self) -> None:
+        self._alone = threading.Lock()
+        self._aborted: dict[tuple[str, int], threading.Event] = {}
+
+    def warm(self, model: Model) -> None:
+        pass
+
+    def abort(self, request_id: str, attempt: int) -> None:
+        if (request_id, attempt) in self._aborted:
+            self._aborted[request_id, attempt].set()
+
+    def run(self, job: Job, report: Report) -> list[Produced]:
+        _note(job)
+        aborted = self._aborted[job.request_id, job.attempt] = threading.Event()
+        try:
+            self._obey(job, report, aborted)
+        finally:
+            del self._aborted[job.request_id, job.attempt]
+        path = job.output_dir / "out.png"
+        path.write_bytes(png(8, 8))
+        return [Produced(path, job.model.output, "image/png", 8, 8)]
+
+    def _obey(self, job: Job, report: Report, aborted: threading.Event) -> None:
+        words = iter(str(job.roles.get("prompt", "")).split())
+        for word in words:
+            match word:
+                case "soon":
+                    report(Progress(stage="soon", eta=0.1))
+                case "later":
+                    report(Progress(stage="later", eta=100.0))
+                case "nearly":
+                    report(Progress(stage="later", eta=0.1))
+                case "started":
+                    report(Progress(fraction=0.1, stage="later", eta=0.1))
+                case "begin":
+                    report(Progress(fraction=0.5, stage="begun"))
+                case "work":
+                    with self._alone:
+                        time.sleep(float(next(words)) / 1000)
+                case "wait":
+                    gate = _gate(next(words))
+                    gate.with_suffix(".here").touch()
+                    while not gate.exists():
+                        if aborted.wait(0.005):
+                            raise EngineError("aborted", "Aborted.")
+                case "deaf":
+                    aborted = threading.Event()
+                case "preview":
+                    (job.output_dir.parent / "preview.png").write_bytes(png(4, 4))
+                    report(Progress(stage="previewed"))
+                case "unbegun" | "replace":
+                    if not _gate(next(words)).exists():
+                        text = "Not begun."
+                        raise EngineError("gone", text, retryable=True, began=False, replace=word == "replace")
+                case "fail":
+                    raise EngineError("bad_prompt", "The prompt asks to fail.")
+                case "crash":
+                    os._exit(3)
+                case "exit":
+                    raise SystemExit(3)
+
+
+class SharingEngine(OverlappingEngine):
+    """One that keeps weights from one workflow to the next."""
+
+    name = "comfyui"
+
+
+def never() -> OverlappingEngine:
+    """An engine that does not come up."""
+    time.sleep(3600)
+    return OverlappingEngine()
+
+
+def _gate(name: str) -> Path:
+    return Path(os.environ["RUSHES_TEST_GATES"]) / name
 
 
 def _helper(*, away: bool) -> None:

@@ -6,7 +6,7 @@ the queue or of storage, and no other engine. It may be killed at any moment.
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import Any, Final, Literal, Protocol, runtime_checkable
 
 import msgspec
 
@@ -59,3 +59,25 @@ class Engine(Protocol):
 
     def run(self, job: Job, report: Report) -> list[Produced]:
         """Generate. Blocks until the files are complete on disk."""
+
+
+@runtime_checkable
+class Overlapping(Protocol):
+    """What an engine has besides, where fetching and storing of one job can overlap the generating of another.
+
+    Such an engine's :meth:`Engine.run` is called in threads, up to ``lanes`` at once; it sees to it by itself
+    that what must be exclusive is. The worker hands the next job in when the last one handed in has reported a
+    ``Progress.eta`` of at most :data:`AHEAD_SECONDS`, or has ended: early enough to leave no gap, late enough
+    that a request does not wait here while another slot is free.
+    """
+
+    lanes: int
+
+    def abort(self, request_id: str, attempt: int) -> None:
+        """End this job soon: its ``run`` raises EngineError ``aborted``. Called from another thread; returns at
+        once; unknown jobs are no error. A job that does not end within :data:`ABORT_SECONDS` costs the process.
+        """
+
+
+AHEAD_SECONDS: Final = 1.0
+ABORT_SECONDS: Final = 10.0

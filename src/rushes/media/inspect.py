@@ -235,7 +235,7 @@ def check_video(path: Path, max_pixels: int) -> VideoInfo:
     import av.error
 
     sniffed = _sniffed(path, "video")
-    if not _is_whole(path, sniffed):
+    if not is_whole(path, sniffed):
         raise _unreadable(sniffed, "is truncated")
     demuxer = "matroska" if sniffed.format == "webm" else "mov"
     try:
@@ -290,7 +290,7 @@ def _decode(stream: "VideoStream", container: "InputContainer", sniffed: Sniffed
     return VideoInfo(width, height, packets, round(fps, 3), duration, codec, sniffed.content_type)
 
 
-def _is_whole(path: Path, sniffed: Sniffed) -> bool:
+def is_whole(path: Path, sniffed: Sniffed) -> bool:
     with path.open("rb") as file:
         length = file.seek(0, 2)
         file.seek(0)

@@ -48,6 +48,7 @@ _TYPES: Final = {
     ".gif": "image/gif",
     ".mp4": "video/mp4",
     ".webm": "video/webm",
+    ".mkv": "video/matroska",
     ".mov": "video/quicktime",
     ".json": "application/json",
 }

@@ -8,8 +8,8 @@ What every store promises:
 - No clock decides who owns a request. A lease has a ``beat`` that its holder moves on; a reaper that has seen
   the same beat for longer than the lease time, by its own monotonic clock, expires it
   (:mod:`rushes.worker.reaper`). A worker with a wrong clock can neither lose nor steal a request.
-- Claims prefer the warm model, then priority, then first come. Requests that have waited longer than the age
-  bound come before any preference for a warm model.
+- Claims prefer warm models, then priority, then first come. Requests that have waited longer than the age bound
+  come before any preference for a warm model.
 
 A store refuses to know HTTP, engines and files. Methods raise :class:`rushes.errors.StoreUnavailable` when
 the database cannot be reached or cannot write; then nothing happened.
@@ -43,10 +43,10 @@ class Claim(msgspec.Struct, frozen=True):
 
     worker: WorkerId
     models: tuple[str, ...]
-    warm: str | None = None
-    """The model that the slot has loaded."""
+    warm: tuple[str, ...] = ()
+    """The models that the slot needs to load nothing for."""
     warm_age_bound: float = 30.0
-    """Seconds of waiting after which a request is no longer passed over for the warm model."""
+    """Seconds of waiting after which a request is no longer passed over for a warm model."""
     account_limit: int = 0
     """How many requests of one account may run at once, over all workers; 0 for no limit."""
     engine: str = ""

@@ -4,7 +4,7 @@ import asyncio
 import shutil
 import time
 import traceback
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any
 
@@ -22,11 +22,19 @@ from rushes.queue.base import Store
 from rushes.requests.record import Failure, Lease, Progress, Source
 from rushes.worker.lease import Held, Leases
 from rushes.worker.outputs import cost_usd, output_prefix, store_outputs, until_written
-from rushes.worker.slot import ChildLost, Slot
+from rushes.worker.slot import ChildLost, Hand, Slot
+
+Deliver = Callable[[], Awaitable[None]]
 
 
 class NotStarted(Exception):
-    """This machine could not even begin: its disk or the storage is at fault, not the request."""
+    """This machine could not even begin: its disk, its engine's process or the storage is at fault, not the
+    request.
+    """
+
+
+class GivenBack(Exception):
+    """The request went back to the queue uncounted: its engine had not begun with it."""
 
 
 class Attempts:
@@ -49,11 +57,12 @@ class Attempts:
         self._scratch = scratch
         self._attempt_limit = attempt_limit
 
-    async def run(self, slot: Slot, lease: Lease) -> Callable[[], Any] | None:
-        """Have the slot work on ``lease``. Answers what is left to do once the slot is free again (store the
-        files, write the outcome) as a coroutine function, or None where the outcome is written already.
+    async def run(self, slot: Slot, hand: Hand, lease: Lease) -> Deliver | None:
+        """Have the slot work on ``lease``, in its place ``hand``. Answers what is left to do once the place is free
+        again (store the files, write the outcome), or None where the outcome is written already.
 
-        Raises NotStarted after having given the request back, its attempt uncounted: the caller pauses.
+        Raises NotStarted after having given the request back, its attempt uncounted: the caller pauses. Raises
+        GivenBack where only this one went back.
         """
         entry = self._catalog.get(lease.request.model)
         if entry is None:
@@ -61,18 +70,12 @@ class Attempts:
             return None
         model = entry.model
         folder = self._scratch / f"{lease.request.id}-{lease.fence}"
-        killing: set[asyncio.Task[None]] = set()
-
-        def lost() -> None:
-            killing.add(asyncio.create_task(slot.kill("the lease was lost")))
-
-        held = self._leases.hold(lease, lost)
+        held = self._leases.hold(lease, lambda: slot.abandon(hand, "the lease was lost"))
         began = time.monotonic()
         left = None
-        storage_trouble = False
         try:
             job = await self._prepare(slot, lease, model, folder)
-            produced = await slot.run(job, lambda progress: _show(held, progress))
+            produced = await slot.run(hand, job, held.show)
             held.on_lost = None
             held.progress = Progress(fraction=1.0, stage="storing")
 
@@ -80,15 +83,8 @@ class Attempts:
                 await self._deliver(held, model, produced, folder, slot.engine, began)
 
             left = deliver
-        except ChildLost as error:
-            await self._lose(held, Failure(error.code, error.message), slot.engine)
-        except EngineError as error:
-            failure = Failure(error.reason, error.message, node=error.node)
-            storage_trouble = error.reason == "worker_storage"
-            if error.retryable:
-                await self._lose(held, failure, slot.engine)
-            else:
-                await self._fail(held, failure, slot.engine)
+        except (ChildLost, EngineError) as error:
+            await self._engine_gave_up(held, error, slot.engine)
         except NotFound:
             gone = "An input file is no longer in storage. Submit the request again."
             await self._fail(held, Failure("input_gone", gone), slot.engine)
@@ -103,16 +99,31 @@ class Attempts:
             if left is None:
                 self._leases.drop(held)
                 await asyncio.to_thread(shutil.rmtree, folder, ignore_errors=True)
-        if storage_trouble:
-            raise NotStarted("the engine could not read or write its files")
         return left
+
+    async def _engine_gave_up(self, held: Held, error: ChildLost | EngineError, engine: str) -> None:
+        """Write what follows. Raises GivenBack where it began with nothing, NotStarted where the disk is at fault."""
+        if isinstance(error, ChildLost):
+            failure, again, began = Failure(error.code, error.message), True, error.counted
+        else:
+            failure = Failure(error.reason, error.message, node=error.node, field=error.field)
+            again, began = error.retryable, error.began
+        if again and not began:
+            await self._give_back(held, engine, failure.code)
+            raise GivenBack from error
+        if again:
+            await self._lose(held, failure, engine)
+        else:
+            await self._fail(held, failure, engine)
+        if failure.code == "worker_storage":
+            raise NotStarted("the engine could not read or write its files") from error
 
     async def _prepare(self, slot: Slot, lease: Lease, model: Model, folder: Path) -> Job:
         """Everything up to the engine's start. Raises NotStarted for faults of this machine."""
         try:
             job = await self._job(lease, model, folder)
             await slot.ensure()
-        except (StoreUnavailable, OSError) as error:
+        except (StoreUnavailable, OSError, ChildLost) as error:
             log.event("attempt not started", request=lease.request.id, error=str(error))
             raise NotStarted(str(error)) from error
         return job
@@ -184,18 +195,19 @@ class Attempts:
 
     async def _fail(self, held: Held, failure: Failure, engine: str) -> None:
         lease = held.lease
-        await until_written("failure", lambda: self._store.fail(lease, failure))
-        _log_end(lease, engine, "failed", code=failure.code)
+        written = await until_written("failure", lambda: self._store.fail(lease, failure))
+        _log_end(lease, engine, "failed" if written else "discarded", code=failure.code)
+
+    async def _give_back(self, held: Held, engine: str, code: str) -> None:
+        lease = held.lease
+        released = await until_written("release", lambda: self._store.release(lease))
+        _log_end(lease, engine, "given back" if released else "discarded", code=code)
 
     async def _lose(self, held: Held, failure: Failure, engine: str) -> None:
         """The attempt gave no outcome through no fault of the request's: another one, up to the limit."""
         lease = held.lease
         state = await until_written("loss", lambda: self._store.lose(lease, failure, self._attempt_limit))
         _log_end(lease, engine, state or "discarded", code=failure.code)
-
-
-def _show(held: Held, progress: Progress) -> None:
-    held.progress = progress
 
 
 def _log_end(lease: Lease, engine: str, state: str, **fields: Any) -> None:

@@ -1,10 +1,14 @@
-"""The inside of a slot's child process: one engine, one job at a time.
+"""The inside of a slot's child process: one engine, and the jobs that it works on.
 
 A process of its own, because engines crash, hang, leak and are killed by the kernel, and none of that may take
 the worker, its leases or another slot's job with it.
+
+An engine has as many lanes as it says (:class:`rushes.engines.base.Overlapping`), each a thread that works on one
+job at a time. The first lane is the main thread, and for most engines the only one: some libraries want it.
 """
 
 import contextlib
+import itertools
 import os
 import queue
 import signal
@@ -16,65 +20,163 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import BinaryIO, Final
 
-from rushes.engines.base import Engine, Job, Produced
+from rushes.engines.base import AHEAD_SECONDS, Engine, Job, Overlapping, Produced
 from rushes.errors import EngineError
 from rushes.guard import die_with_parent
 from rushes.requests.record import Progress
-from rushes.worker.messages import Done, Failed, Message, Ready, Step, line, read_job
+from rushes.worker.messages import (
+    ABORTED,
+    Abort,
+    Done,
+    Failed,
+    Message,
+    Ready,
+    Run,
+    Step,
+    Unready,
+    line,
+    read_order,
+)
 
 _PROGRESS_SECONDS: Final = 0.05
+_PREVIEWS: Final = ("preview.jpg", "preview.png")
+"""What the newest preview of a job is called, next to its ``output_dir``."""
 
 
 def main(make_engine: Callable[[], Engine]) -> None:
     """Serve jobs from standard input until it ends. Whatever is printed goes to standard error."""
-    out = _private_output()
+    outgoing = _Outgoing(_private_output())
     die_with_parent()
     _offer_to_the_oom_killer()
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C in a terminal is the supervisor's to handle
-    jobs = _read_in_background(sys.stdin.buffer)
+    incoming = _Incoming(sys.stdin.buffer)
     try:
         engine = make_engine()
     except Exception as error:
         traceback.print_exc()
-        _send(out, Failed("engine", "engine_start_failed", str(error) or repr(error)))
+        outgoing.send(Unready(str(error) or repr(error)))
         os._exit(3)  # without a farewell: the reading thread may hold a lock that a farewell would want
-    _send(out, Ready(engine.name))
-    warm: str | None = None
-    while True:
-        job = read_job(jobs.get())
-        message, warm = _run(engine, job, warm, _thinned(out))
-        _send(out, message)
+    crew = incoming.crew = _Crew(engine, outgoing)
+    lanes = max(1, engine.lanes) if isinstance(engine, Overlapping) else 1
+    outgoing.send(Ready(engine.name, lanes, isinstance(engine, Overlapping)))
+    for number in range(1, lanes):
+        threading.Thread(target=crew.work, name=f"rushes-lane-{number + 1}", daemon=True).start()
+    crew.work()
 
 
-def _run(
-    engine: Engine, job: Job, warm: str | None, report: Callable[[Progress], None]
-) -> tuple[Message, str | None]:
-    try:
-        if warm != job.model.id:
-            report(Progress(stage="loading"))
-            engine.warm(job.model)
-        produced = engine.run(job, report)
-        _check(produced, job, may_be_none=not getattr(engine, "makes_files", True))
-        return Done(produced), job.model.id
-    except EngineError as error:
-        return Failed("engine", error.reason, error.message, error.node, error.retryable), None
-    except MemoryError:
-        return Failed("engine", "out_of_memory", "The engine ran out of memory on this request."), None
-    except OSError as error:
-        print(f"request {job.request_id}: {error}", file=sys.stderr)
-        text = "The worker could not read or write the request's files."
-        return Failed("engine", "worker_storage", text, retryable=True), None
-    except Exception:
-        print(f"request {job.request_id}: the engine raised", file=sys.stderr)
-        traceback.print_exc()
-        text = "The engine failed on this request. The operator finds the reason in the worker's log."
-        return Failed("unexpected", "engine_error", text), None
+class _Outgoing:
+    """The pipe to the worker, for messages of several threads."""
+
+    def __init__(self, pipe: BinaryIO) -> None:
+        self._pipe = pipe
+        self._lock = threading.Lock()
+
+    def send(self, message: Message) -> None:
+        text = line(message)
+        with self._lock:
+            self._pipe.write(text)
+            self._pipe.flush()
+
+
+class _Crew:
+    """The lanes of one engine, and what is said to all of them."""
+
+    def __init__(self, engine: Engine, outgoing: _Outgoing) -> None:
+        self._engine = engine
+        self._outgoing = outgoing
+        self._jobs: queue.SimpleQueue[Run] = queue.SimpleQueue()
+        self._warm: str | None = None
+        """The model whose job was begun last, as long as nothing failed since."""
+        self._in_hand: dict[int, Job] = {}
+        self._aborted: set[int] = set()
+
+    def take(self, order: Run | Abort) -> None:
+        """Called by the reading thread; returns at once."""
+        if isinstance(order, Run):
+            self._in_hand[order.ticket] = order.job
+            self._jobs.put(order)
+            return
+        job = self._in_hand.get(order.ticket)
+        if job is not None and isinstance(self._engine, Overlapping):
+            self._aborted.add(order.ticket)  # in case the engine has not seen the job yet
+            try:
+                self._engine.abort(job.request_id, job.attempt)
+            except Exception:
+                traceback.print_exc()  # the worker asks again, and then ends us
+
+    def work(self) -> None:
+        """One lane: a job at a time, for ever."""
+        try:
+            while True:
+                run = self._jobs.get()
+                answer = self._run(run)
+                del self._in_hand[run.ticket]
+                self._aborted.discard(run.ticket)
+                self._outgoing.send(answer)
+        except BaseException:
+            # An engine that asks for the end of the process gets it, from any thread: a lane that ends alone
+            # would leave its job without an answer.
+            traceback.print_exc()
+            sys.stderr.flush()
+            os._exit(4)
+
+    def _run(self, run: Run) -> Done | Failed:
+        answer = self._answer(run)
+        if isinstance(answer, Failed):
+            self._warm = None
+        return answer
+
+    def _answer(self, run: Run) -> Done | Failed:
+        ticket, job = run.ticket, run.job
+        report = _thinned(self._outgoing, run)
+        try:
+            if self._warm != job.model.id:
+                report(Progress(stage="loading"))
+                self._engine.warm(job.model)
+                self._warm = job.model.id
+            if ticket in self._aborted:
+                raise EngineError(ABORTED, "The request was ended before it began.")
+            produced = self._engine.run(job, report)
+            _check(produced, job, may_be_none=not getattr(self._engine, "makes_files", True))
+            return Done(ticket, produced)
+        except Exception as problem:
+            error = _in_words(problem, job)
+            return Failed(
+                ticket,
+                error.reason,
+                error.message,
+                node=error.node,
+                retryable=error.retryable,
+                began=error.began,
+                replace=error.replace,
+                field=error.field,
+            )
+
+
+def _in_words(problem: Exception, job: Job) -> EngineError:
+    """What a user may read of what an engine raised; the operator finds the rest in the log."""
+    match problem:
+        case EngineError():
+            return problem
+        case MemoryError():
+            return EngineError("out_of_memory", "The engine ran out of memory on this request.")
+        case OSError():
+            print(f"request {job.request_id}: {problem}", file=sys.stderr)
+            text = "The worker could not read or write the request's files."
+            return EngineError("worker_storage", text, retryable=True)
+    print(f"request {job.request_id}: the engine raised", file=sys.stderr)
+    traceback.print_exception(problem)
+    return EngineError(
+        "engine_error",
+        "The engine failed on this request. The operator finds the reason in the worker's log.",
+    )
 
 
 def _check(produced: list[Produced], job: Job, *, may_be_none: bool) -> None:
     """An engine's word is not enough: the files must be there, and of the kind that the model makes."""
+    folder = job.output_dir.resolve()
     for file in produced:
-        if not file.path.resolve().is_relative_to(job.output_dir.resolve()) or not file.path.is_file():
+        if not file.path.resolve().is_relative_to(folder) or not file.path.is_file():
             raise EngineError("engine_error", "The engine named an output that it did not make.")
     if not may_be_none and job.model.output not in [file.kind for file in produced]:
         made = ", ".join(file.kind for file in produced) or "nothing"
@@ -83,23 +185,25 @@ def _check(produced: list[Produced], job: Job, *, may_be_none: bool) -> None:
         )
 
 
-def _thinned(out: BinaryIO) -> Callable[[Progress], None]:
+def _thinned(outgoing: _Outgoing, run: Run) -> Callable[[Progress], None]:
+    """A report for one job: so many a second, and those at once that the worker acts on."""
     last = 0.0
-    stage = ""
+    shown: tuple[str, bool, bool] | None = None
+    previews = itertools.cycle(run.job.output_dir.parent / name for name in _PREVIEWS)
+    preview: Path | None = None
 
     def report(progress: Progress) -> None:
-        nonlocal last, stage
+        nonlocal last, shown, preview
         now = time.monotonic()
-        if now - last >= _PROGRESS_SECONDS or progress.stage != stage:
-            last, stage = now, progress.stage
-            _send(out, Step(progress))
+        soon = progress.eta is not None and progress.eta <= AHEAD_SECONDS
+        news = (progress.stage, progress.fraction > 0, soon)
+        if now - last >= _PROGRESS_SECONDS or news != shown:
+            last, shown = now, news
+            if preview is None and (path := next(previews)).exists():
+                preview = path
+            outgoing.send(Step(run.ticket, progress, preview))
 
     return report
-
-
-def _send(out: BinaryIO, message: Message) -> None:
-    out.write(line(message))
-    out.flush()
 
 
 def _private_output() -> BinaryIO:
@@ -109,18 +213,30 @@ def _private_output() -> BinaryIO:
     return private
 
 
-def _read_in_background(source: BinaryIO) -> "queue.SimpleQueue[bytes]":
-    """Jobs as they come. The end of the input is the end of the worker: leave at once, in mid-job too."""
-    jobs: queue.SimpleQueue[bytes] = queue.SimpleQueue()
+class _Incoming:
+    """Reads what the worker says, from the start: the end of the input is the end of the worker, and then this
+    process leaves at once, in mid-job too.
+    """
 
-    def read() -> None:
-        with contextlib.suppress(OSError):
-            for text in source:
-                jobs.put(text)
+    def __init__(self, source: BinaryIO) -> None:
+        self._source = source
+        self.crew: _Crew | None = None
+        """Who hears it; there before we say that we are ready, and before that nothing is said."""
+        threading.Thread(target=self._read, name="rushes-slot-input", daemon=True).start()
+
+    def _read(self) -> None:
+        try:
+            for text in self._source:
+                assert self.crew is not None
+                self.crew.take(read_order(text))
+        except OSError:
+            pass
+        except BaseException:
+            # Another version's words: a job may be among what we did not understand.
+            traceback.print_exc()
+            sys.stderr.flush()
+            os._exit(4)
         os._exit(0)
-
-    threading.Thread(target=read, name="rushes-slot-input", daemon=True).start()
-    return jobs
 
 
 def _offer_to_the_oom_killer() -> None:

@@ -7,6 +7,7 @@ crashes, cannot lose a lease that the worker still wants, nor keep one that it d
 import asyncio
 import time
 from collections.abc import Callable
+from pathlib import Path
 
 from rushes import log
 from rushes.errors import StoreUnavailable
@@ -22,8 +23,15 @@ class Held:
     def __init__(self, lease: Lease, on_lost: Callable[[], None] | None) -> None:
         self.lease = lease
         self.progress: Progress | None = None
+        self.preview: Path | None = None
+        """The newest picture of it, in the scratch folder: it is gone as soon as the attempt is over."""
         self.lost = False
         self.on_lost = on_lost
+
+    def show(self, progress: Progress, preview: Path | None) -> None:
+        """What the next beat tells of it."""
+        self.progress = progress
+        self.preview = preview or self.preview
 
 
 class Leases:

@@ -7,11 +7,10 @@ import asyncio
 import contextlib
 import os
 import platform
-import threading
 import time
-import traceback
 from collections.abc import Callable, Sequence
 from fnmatch import fnmatchcase
+from functools import partial
 from pathlib import Path
 
 from rushes import log
@@ -24,14 +23,13 @@ from rushes.queue.base import Claim, Store
 from rushes.requests.ids import WorkerId, uuid7
 from rushes.requests.record import Lease, WorkerRecord
 from rushes.settings import Settings
-from rushes.worker.attempt import Attempts, NotStarted
+from rushes.worker.attempt import Attempts
 from rushes.worker.inputs import Intake
 from rushes.worker.lease import Leases, Reaper
-from rushes.worker.slot import ChildLost, Slot
+from rushes.worker.serving import DELIVERIES, RETRY_SECONDS, Room, Serving
+from rushes.worker.slot import Slot
 from rushes.worker.sweep import Sweeper
-
-_RETRY_SECONDS = 1.0
-_LONGEST_PAUSE = 30.0
+from rushes.worker.warm import warm_models
 
 
 class Worker:
@@ -55,7 +53,7 @@ class Worker:
         self._scratch = scratch
         self._id = WorkerId(f"{platform.node()}-{os.getpid()}-{uuid7()[-6:]}")
         self._owner = owner
-        self._slots = [Slot(slot_command, f"slot-{n + 1}") for n in range(settings.workers)]
+        self._slots = [Slot(slot_command, n, settings.engine_start_seconds) for n in range(settings.workers)]
         self._leases = Leases(store, settings.lease_seconds)
         self._reaper = Reaper(store, settings.lease_seconds, settings.attempt_limit)
         self._sweeper = Sweeper(store, storage, settings.retention_days)
@@ -80,9 +78,21 @@ class Worker:
         self._patterns = [pattern.strip() for pattern in settings.models.split(",") if pattern.strip()]
         self._models: tuple[str, ...] = ()
         self._bells: list[asyncio.Event] = []
-        self._deliveries: set[asyncio.Task[None]] = set()
-        self._room = asyncio.Semaphore(2 * max(1, len(self._slots)))
+        self._warm: dict[str, tuple[str, ...]] = {}
+        """What a ComfyUI is warm for after each model, as long as the catalog stays as it is."""
         self._stopping = asyncio.Event()
+        room = Room(lambda: sum(slot.lanes + DELIVERIES for slot in self._slots))
+        self._servings = [
+            Serving(
+                slot,
+                attempts=self._attempts,
+                claim=partial(self._claim, slot, self._bell()),
+                room=room,
+                scratch=scratch,
+                stopping=self._stopping,
+            )
+            for slot in self._slots
+        ]
         self._started_at = time.time()
 
     async def run(self, stop: asyncio.Event, ready: Callable[[], None] | None = None) -> None:
@@ -101,7 +111,7 @@ class Worker:
                 self._intake.run(self._bell(), lambda: self._models),
             )
         ]
-        loops = [asyncio.create_task(self._serve(slot, self._bell())) for slot in self._slots]
+        loops = [asyncio.create_task(serving.run()) for serving in self._servings]
         if ready is not None:
             ready()
         stopped = asyncio.create_task(stop.wait())
@@ -118,65 +128,13 @@ class Worker:
         if broken:
             await broken[0]
 
-    async def _serve(self, slot: Slot, bell: asyncio.Event) -> None:
-        """One slot's life: make sure of the child, claim, run, hand over, again."""
-        troubles = 0
-        while not self._stopping.is_set():
-            try:
-                # Before a claim: an engine that cannot start must not use up anybody's attempts, and a worker
-                # whose disk is full must not take requests only to give them back.
-                await slot.ensure()
-                if troubles:
-                    await asyncio.to_thread(self._probe)
-                if not await self._serve_one(slot, bell):
-                    continue
-            except (ChildLost, OSError) as error:
-                log.event("engine not started", slot=slot.name, error=str(error))
-            except NotStarted:
-                pass  # logged where it happened
-            except Exception:
-                log.event("slot failed", slot=slot.name, traceback=traceback.format_exc())
-            else:
-                troubles = 0
-                continue
-            troubles += 1
-            with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(min(_LONGEST_PAUSE, _RETRY_SECONDS * 2 ** min(troubles - 1, 10))):
-                    await self._stopping.wait()
-
-    async def _serve_one(self, slot: Slot, bell: asyncio.Event) -> bool:
-        """Claim and run one request; False where there was none."""
-        # Room to deliver comes before the claim: a lease must not wait for it.
-        await self._room.acquire()
-        deliver = None
-        try:
-            lease = await self._next(slot, bell)
-            if lease is None:
-                return False
-            deliver = await self._attempts.run(slot, lease)
-        finally:
-            if deliver is None:
-                self._room.release()
-        if deliver is not None:
-            task = asyncio.create_task(deliver())
-            self._deliveries.add(task)
-            task.add_done_callback(self._deliveries.discard)
-            task.add_done_callback(lambda _: self._room.release())
-        return True
-
-    def _probe(self) -> None:
-        """Raises OSError where the scratch folder cannot be written to."""
-        self._scratch.mkdir(mode=0o700, parents=True, exist_ok=True)
-        probe = self._scratch / f"probe-{threading.get_ident()}"
-        probe.write_bytes(b"x" * 4096)
-        probe.unlink()
-
-    async def _next(self, slot: Slot, bell: asyncio.Event) -> Lease | None:
+    async def _claim(self, slot: Slot, bell: asyncio.Event) -> Lease | None:
+        """The next request for this slot. Where there is none, waits until there may be one, and answers None."""
         bell.clear()
         claim = Claim(
             worker=self._id,
             models=self._models,
-            warm=slot.warm,
+            warm=self._warm_for(slot),
             warm_age_bound=self._settings.warm_age_seconds,
             account_limit=self._settings.account_limit,
             engine=slot.engine,
@@ -185,14 +143,26 @@ class Worker:
             lease = await self._store.claim(claim)
         except StoreUnavailable as error:
             log.event("nothing claimed", error=error.message)
-            await asyncio.sleep(_RETRY_SECONDS)
+            await asyncio.sleep(RETRY_SECONDS)
             return None
         if lease is None and not self._stopping.is_set():
             # With accounts at their limit, work can appear without a submit: look again now and then.
             with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(_RETRY_SECONDS):
+                async with asyncio.timeout(RETRY_SECONDS):
                     await bell.wait()
         return lease
+
+    def _warm_for(self, slot: Slot) -> tuple[str, ...]:
+        last = slot.warm
+        if last is None:
+            return ()
+        if slot.engine != "comfyui":
+            return (last.id,)
+        # A ComfyUI keeps the weights that it has loaded for whichever workflow comes next.
+        if last.id not in self._warm:
+            served = [entry.model for entry in self._catalog.entries() if entry.model.id in self._models]
+            self._warm[last.id] = warm_models(last, served, self._settings.comfyui_variants)
+        return self._warm[last.id]
 
     def _bell(self) -> asyncio.Event:
         bell = asyncio.Event()
@@ -228,8 +198,11 @@ class Worker:
 
     async def _follow_catalog(self) -> None:
         while True:
-            await asyncio.sleep(_RETRY_SECONDS)
-            if await asyncio.to_thread(self._catalog.refresh_if_due, time.monotonic()) and self._read_models():
+            await asyncio.sleep(RETRY_SECONDS)
+            if not await asyncio.to_thread(self._catalog.refresh_if_due, time.monotonic()):
+                continue
+            self._warm.clear()
+            if self._read_models():
                 with contextlib.suppress(StoreUnavailable):
                     await self._store.join(self._record())
                 self._ring()
@@ -239,7 +212,7 @@ class Worker:
         self._ring()
         log.event("worker draining", worker=self._id, held=len(self._leases))
         deadline = time.monotonic() + self._settings.drain_seconds
-        while working := [task for task in (*loops, *self._deliveries) if not task.done()]:
+        while working := [task for task in (*loops, *self._working()) if not task.done()]:
             left = deadline - time.monotonic()
             if left <= 0:
                 break
@@ -248,7 +221,10 @@ class Worker:
         for task in late:
             task.cancel()
         await asyncio.gather(*late, return_exceptions=True)
-        await asyncio.gather(*(slot.kill("stop") if late else slot.stop() for slot in self._slots))
+        await asyncio.gather(*(slot.stop(0.0 if late else 2.0) for slot in self._slots))
+
+    def _working(self) -> list[asyncio.Task[None]]:
+        return [task for serving in self._servings for task in serving.working]
 
     async def _leave(self) -> None:
         try:

@@ -1,39 +1,76 @@
-"""What a worker and its slots' child processes say to each other: one JSON object a line, over pipes."""
+"""What a worker and its slots' child processes say to each other: one JSON object a line, over pipes.
+
+A ``ticket`` is the number by which both mean one job: a child may have several in hand, and a request may be in it
+twice (an attempt that is being ended, and the next).
+"""
 
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Final
 
 import msgspec
 
 from rushes.engines.base import Job, Produced
 from rushes.requests.record import Progress
 
+ABORTED: Final = "aborted"
+"""The code of a job that ended because nobody wants it any more. Never an outcome: who ends it knows why."""
+
+
+class Run(msgspec.Struct, tag="run", tag_field="type", frozen=True):
+    """To the child: work on this."""
+
+    ticket: int
+    job: Job
+
+
+class Abort(msgspec.Struct, tag="abort", tag_field="type", frozen=True):
+    """To the child: end this job soon. It is answered as every job is; a ticket that is over is no error."""
+
+    ticket: int
+
 
 class Ready(msgspec.Struct, tag="ready", tag_field="type", frozen=True):
-    """The child has its engine and waits for a job."""
+    """The child has its engine and waits for jobs, up to ``lanes`` at once. ``aborts``: it hears an Abort."""
 
     engine: str
+    lanes: int = 1
+    aborts: bool = False
+
+
+class Unready(msgspec.Struct, tag="unready", tag_field="type", frozen=True):
+    """The engine could not be made; the child ends."""
+
+    message: str
 
 
 class Step(msgspec.Struct, tag="progress", tag_field="type", frozen=True):
+    """How far a job is; ``preview`` is the newest picture of it, where the engine leaves any."""
+
+    ticket: int
     progress: Progress
+    preview: Path | None = None
 
 
 class Done(msgspec.Struct, tag="done", tag_field="type", frozen=True):
+    ticket: int
     produced: list[Produced]
 
 
 class Failed(msgspec.Struct, tag="failed", tag_field="type", frozen=True):
-    """The engine gave up in an orderly way; the child is fit for the next job."""
+    """The engine gave up on a job in an orderly way; the child is fit for the next, unless ``replace``."""
 
-    reason: Literal["engine", "unexpected"]
+    ticket: int
     code: str
     message: str
     node: str | None = None
     retryable: bool = False
+    began: bool = True
+    replace: bool = False
+    field: str | None = None
 
 
-Message = Ready | Step | Done | Failed
+Order = Run | Abort
+Message = Ready | Unready | Step | Done | Failed
 
 
 def _plain(value: object) -> Any:
@@ -48,17 +85,18 @@ def _rich(type_: type, value: Any) -> Any:
 
 _encoder = msgspec.json.Encoder(enc_hook=_plain)
 _messages: msgspec.json.Decoder[Message] = msgspec.json.Decoder(Message, dec_hook=_rich)
-_jobs = msgspec.json.Decoder(Job, dec_hook=_rich)
+_orders: msgspec.json.Decoder[Order] = msgspec.json.Decoder(Order, dec_hook=_rich)
 
 
-def line(value: Message | Job) -> bytes:
+def line(value: Message | Order) -> bytes:
     return _encoder.encode(value) + b"\n"
 
 
 def read_message(text: bytes) -> Message:
+    """Raises msgspec.DecodeError where this is none."""
     return _messages.decode(text)
 
 
-def read_job(text: bytes) -> Job:
-    """Raises msgspec.ValidationError where parent and child do not speak the same version."""
-    return _jobs.decode(text)
+def read_order(text: bytes) -> Order:
+    """Raises msgspec.DecodeError where parent and child do not speak the same version."""
+    return _orders.decode(text)

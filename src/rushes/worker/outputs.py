@@ -18,8 +18,12 @@ _EXTENSIONS: Final = {
     "image/png": "png",
     "image/jpeg": "jpg",
     "image/webp": "webp",
+    "image/gif": "gif",
+    "image/avif": "avif",
     "video/mp4": "mp4",
     "video/webm": "webm",
+    "video/quicktime": "mov",
+    "video/matroska": "mkv",
 }
 STORE_TRIES: Final = 4
 

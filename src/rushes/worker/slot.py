@@ -3,135 +3,331 @@
 import asyncio
 import os
 import signal
-import time
-from collections.abc import Callable, Sequence
-from typing import Final
+from collections.abc import Callable, Coroutine, Sequence
+from pathlib import Path
+from typing import Any, Final
 
 import msgspec
 
-from rushes.engines.base import Job, Produced
+from rushes.catalog.model import Model
+from rushes.engines.base import ABORT_SECONDS, AHEAD_SECONDS, Job, Produced
 from rushes.errors import EngineError
 from rushes.guard import SUPERVISOR
 from rushes.requests.record import Progress
-from rushes.worker.messages import Done, Failed, Message, Ready, Step, line, read_message
-from rushes.worker.process import ChildProcess, ProcessEnded
+from rushes.worker.messages import ABORTED, Abort, Done, Failed, Ready, Run, Step, Unready, line, read_message
+from rushes.worker.process import ChildProcess
 
-START_SECONDS: Final = 120.0
+Show = Callable[[Progress, Path | None], None]
+"""Told how far a job is, and where its newest preview lies."""
+_ABORT_TRIES: Final = 4
+"""How often an engine is asked to end a job before its process is ended."""
 
 
 class ChildLost(Exception):
-    """The child process ended without an answer. ``message`` says how, in words for the user."""
+    """The child process ended without an answer. ``message`` says how, in words for the user. ``counted`` False:
+    this job had no part in it, nor had it begun.
+    """
 
-    def __init__(self, code: str, message: str) -> None:
-        self.code, self.message = code, message
+    def __init__(self, code: str, message: str, *, counted: bool = True) -> None:
+        self.code, self.message, self.counted = code, message, counted
         super().__init__(message)
 
 
-class Slot:
-    """One engine slot. ``warm`` names the model that its child has loaded."""
+class Hand:
+    """One request's place in a slot, from its claim until the slot is done with it."""
 
-    def __init__(self, command: Sequence[str], name: str) -> None:
-        self._command = tuple(command)
-        self._child: ChildProcess | None = None
-        self._killed_for: str | None = None
-        self.name = name
+    def __init__(self, ticket: int) -> None:
+        self.ticket = ticket
+        self.child: ChildProcess | None = None
+        """Who works on it, once it was handed in."""
+        self.answer: asyncio.Future[Done | Failed | ChildLost] | None = None
+        self.model: Model | None = None
+        self.show: Show | None = None
+        self.eta: float | None = None
+        self.began = False
+        self.unwanted = False
+
+    def settle(self, answer: Done | Failed | ChildLost) -> None:
+        if self.answer is not None and not self.answer.done():
+            self.answer.set_result(answer)
+
+
+class Slot:
+    """One engine slot. ``number`` counts a worker's slots from 0 and goes to the child as its last argument."""
+
+    def __init__(self, command: Sequence[str], number: int, start_seconds: float) -> None:
+        self._command = (*command, str(number))
+        self._start_seconds = start_seconds
+        self.name = f"slot-{number + 1}"
         self.engine = ""
-        self.warm: str | None = None
+        self.lanes = 1
+        self._aborts = False
+        self._child: ChildProcess | None = None
+        self._greeting: asyncio.Future[Ready | ChildLost] | None = None
+        self._killed_for: str | None = None
+        self._retiring: asyncio.Task[None] | None = None
+        self._changing = asyncio.Lock()
+        self._hands: dict[int, Hand] = {}
+        """By ticket, the newest last."""
+        self._tickets = 0
+        self._last: Model | None = None
+        self._news = asyncio.Event()
+        self._chores: set[asyncio.Task[None]] = set()
+
+    # -- room -------------------------------------------------------------------------------------------
+    @property
+    def warm(self) -> Model | None:
+        """The model that the engine will have loaded when the next job comes; None where nobody knows."""
+        newest = next(reversed(self._hands.values()), None)
+        return self._last if newest is None else newest.model
+
+    async def room(self) -> None:
+        """Wait until one more job may be handed in: none is in hand, or there is a lane left and the newest says
+        that it ends soon.
+        """
+        while not self._has_room():
+            self._news.clear()
+            await self._news.wait()
+
+    def _has_room(self) -> bool:
+        newest = next(reversed(self._hands.values()), None)
+        if newest is None:
+            return True
+        if self._retiring is not None or len(self._hands) >= self.lanes:
+            return False
+        return newest.eta is not None and newest.eta <= AHEAD_SECONDS
+
+    def take(self) -> Hand:
+        """A place for the request that was just claimed. :meth:`free` gives it back."""
+        self._tickets += 1
+        hand = self._hands[self._tickets] = Hand(self._tickets)
+        return hand
+
+    def free(self, hand: Hand) -> None:
+        """Done with it; a second time is no error."""
+        if self._hands.pop(hand.ticket, None) is not None:
+            self._look()
+
+    def _look(self) -> None:
+        if self._has_room():
+            self._news.set()
+
+    # -- the child --------------------------------------------------------------------------------------
+    def is_fit(self) -> bool:
+        """Whether there is a live child with its engine made."""
+        return (
+            self._child is not None
+            and self._child.status is None
+            and self._killed_for is None
+            and self._retiring is None
+            and self._greeting is None
+        )
 
     async def ensure(self) -> None:
-        """Have a live child with its engine made. Raises ChildLost or OSError where it does not come up."""
-        if self._child is not None and self._child.status is None:
+        """Have a fit child. Raises ChildLost or OSError where it does not come up."""
+        if self.is_fit():
             return
-        await self.kill("replaced")
-        self._killed_for = None
-        environment = os.environ | {SUPERVISOR: str(os.getpid())}
-        self._child = await ChildProcess.start(self._command, environment)
-        try:
-            async with asyncio.timeout(START_SECONDS):
-                message = await self._read()
-        except TimeoutError:
-            await self.kill("the engine did not start in time")
-            raise ChildLost("engine_start_failed", "The engine did not start in time.") from None
-        if isinstance(message, Failed):
-            await self.kill("the engine failed to start")
-            raise ChildLost(message.code, message.message)
-        if not isinstance(message, Ready):
-            await self.kill("the engine answered out of turn")
-            raise ChildLost("engine_start_failed", "The engine did not start.")
-        self.engine = message.engine
+        async with self._changing:
+            if self.is_fit():
+                return
+            if self._retiring is not None:
+                await asyncio.wait([self._retiring])
+            if pending := [hand.answer for hand in self._in_child() if hand.answer is not None]:
+                await asyncio.wait(pending)  # it has died, and they are about to hear of what
+            await self.kill("replaced")
+            await self._start()
 
-    async def run(self, job: Job, report: Callable[[Progress], None]) -> list[Produced]:
-        """Run one job to its end.
+    async def _start(self) -> None:
+        self._killed_for = self._retiring = None
+        greeting = self._greeting = asyncio.get_running_loop().create_future()
+        environment = os.environ | {SUPERVISOR: str(os.getpid())}
+        self._child = await ChildProcess.start(self._command, environment, self._hear, self._ended)
+        await asyncio.wait([greeting], timeout=self._start_seconds)
+        if not greeting.done():
+            await self.kill("the engine did not start in time")
+            raise ChildLost("engine_start_failed", "The engine did not start in time.")
+        ready = greeting.result()
+        if isinstance(ready, ChildLost):
+            await self.kill("the engine failed to start")
+            raise ready
+        self._greeting = None
+        self.engine, self.lanes, self._aborts = ready.engine, ready.lanes, ready.aborts
+
+    async def run(self, hand: Hand, job: Job, show: Show) -> list[Produced]:
+        """Run one job to its end. Needs a fit child, so :meth:`ensure` comes directly before.
 
         Raises EngineError where the engine failed in an orderly way, ChildLost where the child died or was
         killed, EngineError ``time_limit`` where the model's time limit passed.
         """
-        await self.ensure()
-        deadline = time.monotonic() + job.model.time_limit
-        try:
-            async with asyncio.timeout_at(asyncio.get_running_loop().time() + job.model.time_limit):
-                message = await self._converse(job, report)
-        except TimeoutError:
-            if time.monotonic() < deadline:
-                raise
-            await self.kill("time limit")
+        if hand.unwanted:
+            raise EngineError(ABORTED, "The request was ended before it began.")
+        if self._child is None or not self.is_fit():
+            raise ChildLost("engine_crashed", "The engine's process was not there.", counted=False)
+        hand.child, hand.model, hand.show = self._child, job.model, show
+        answer = hand.answer = asyncio.get_running_loop().create_future()
+        self._child.write(line(Run(hand.ticket, job)))
+        await asyncio.wait([answer], timeout=job.model.time_limit)
+        late = not answer.done()
+        if late:
+            await self._end(hand, "time limit")
+        outcome = answer.result()
+        if isinstance(outcome, Done):
+            return outcome.produced
+        if late:
             limit = f"{job.model.time_limit:g} seconds"
-            raise EngineError("time_limit", f"The engine took longer than {limit} and was ended.") from None
-        if isinstance(message, Failed):
-            self.warm = None
-            raise EngineError(message.code, message.message, node=message.node, retryable=message.retryable)
-        self.warm = job.model.id
-        return message.produced
+            raise EngineError("time_limit", f"The engine took longer than {limit} and was ended.")
+        if isinstance(outcome, ChildLost):
+            raise outcome
+        raise EngineError(
+            outcome.code,
+            outcome.message,
+            node=outcome.node,
+            retryable=outcome.retryable,
+            began=outcome.began,
+            replace=outcome.replace,
+            field=outcome.field,
+        )
 
-    async def _converse(self, job: Job, report: Callable[[Progress], None]) -> Done | Failed:
-        assert self._child is not None
-        try:
-            await self._child.write(line(job))
-        except ProcessEnded:
-            raise await self._lost() from None
-        while True:
-            message = await self._read()
-            if isinstance(message, Step):
-                report(message.progress)
-            elif not isinstance(message, Ready):
-                return message
+    def abandon(self, hand: Hand, reason: str) -> None:
+        """Nobody wants the outcome any more: have the job end, or never begin. Returns at once."""
+        hand.unwanted = True
+        if hand.answer is not None:
+            self._do(self._end(hand, reason))
 
-    async def _read(self) -> Message:
-        assert self._child is not None
+    async def _end(self, hand: Hand, reason: str) -> None:
+        """End one job that was handed in: the engine is asked where it hears that, else its process is ended.
+        ``hand.answer`` is there afterwards.
+        """
+        assert hand.child is not None
+        assert hand.answer is not None
+        for _ in range(_ABORT_TRIES if self._aborts else 0):
+            hand.child.write(line(Abort(hand.ticket)))
+            await asyncio.wait([hand.answer], timeout=ABORT_SECONDS / _ABORT_TRIES)
+            if hand.answer.done():
+                return
+        if not hand.answer.done():
+            await self.kill(reason)
+
+    def _hear(self, text: bytes) -> None:
         try:
-            return read_message(await self._child.read_line())
-        except ProcessEnded:
-            raise await self._lost() from None
+            message = read_message(text)
         except msgspec.DecodeError:
-            await self.kill("garbled message")
-            raise ChildLost("engine_crashed", "The engine's process sent nonsense and was ended.") from None
+            self._lost(ChildLost("engine_crashed", "The engine's process sent nonsense and was ended."))
+            self._do(self.kill("garbled message"))
+            return
+        match message:
+            case Step(ticket, progress, preview):
+                self._step(ticket, progress, preview)
+            case Done(ticket) | Failed(ticket):
+                self._settle(ticket, message)
+            case _ if self._greeting is None or self._greeting.done():
+                pass
+            case Ready():
+                self._greeting.set_result(message)
+            case Unready(why):
+                self._greeting.set_result(ChildLost("engine_start_failed", why))
 
-    async def _lost(self) -> ChildLost:
-        """What became of the child. It, and whatever it forked, is gone afterwards."""
-        assert self._child is not None
-        status = await self._child.wait(2.0)
-        await self.kill("lost")
-        if status == -signal.SIGKILL and self._killed_for == "lost":
-            return ChildLost(
-                "engine_killed", "The engine's process was killed, most likely because memory ran out."
-            )
+    def _step(self, ticket: int, progress: Progress, preview: Path | None) -> None:
+        hand = self._hands.get(ticket)
+        if hand is not None:
+            hand.eta = progress.eta
+            hand.began = hand.began or progress.fraction > 0
+            if hand.show is not None:
+                hand.show(progress, preview)
+            self._look()
+
+    def _settle(self, ticket: int, answer: Done | Failed) -> None:
+        hand = self._hands.get(ticket)
+        if hand is None:
+            return
+        if isinstance(answer, Failed):
+            self._last = None
+            if answer.replace and self._retiring is None and hand.child is self._child:
+                self._retiring = self._do(self._retire())
+            hand.settle(answer)
+            return
+        self._last = hand.model
+        hand.settle(answer)
+        self.free(hand)  # its outcome is stored while the next one runs
+
+    async def _retire(self) -> None:
+        """The engine asked to be replaced. What else is in hand may end by itself first, or say the same."""
+        others = [hand.answer for hand in self._in_child() if hand.answer is not None]
+        if others:
+            await asyncio.wait(others, timeout=ABORT_SECONDS)
+        await self.kill("the engine asked to be replaced")
+
+    # -- its end ----------------------------------------------------------------------------------------
+    def _ended(self, child: ChildProcess) -> None:
+        if child is self._child and self._killed_for is None:
+            self._do(self._bury(child))
+
+    async def _bury(self, child: ChildProcess) -> None:
+        """What became of the child that ended by itself. It, and whatever it forked, is gone afterwards."""
+        status = await child.wait(2.0)
+        if self._killed_for is not None:
+            return
+        self._killed_for = "lost"
+        await child.kill()
+        if status == -signal.SIGKILL:
+            text = "The engine's process was killed, most likely because memory ran out."
+            self._lost(ChildLost("engine_killed", text))
+            return
         if status is None:
             how = "it closed its output"
         else:
             how = f"signal {-status}" if status < 0 else f"exit status {status}"
-        return ChildLost("engine_crashed", f"The engine's process ended unexpectedly ({how}).")
+        self._lost(ChildLost("engine_crashed", f"The engine's process ended unexpectedly ({how})."))
+
+    def _lost(self, how: ChildLost) -> None:
+        """The child has no answers any more, through its own fault: the oldest job's, for all that is known, and
+        that of those which had begun.
+        """
+        if self._killed_for is None:
+            self._killed_for = "lost"
+        self._last = None
+        if self._greeting is not None and not self._greeting.done():
+            self._greeting.set_result(how)
+        for place, hand in enumerate(self._in_child()):
+            hand.settle(ChildLost(how.code, how.message, counted=place == 0 or hand.began))
+
+    def _in_child(self) -> list[Hand]:
+        """The jobs that the child has and has not answered, the oldest first."""
+        return [
+            hand
+            for hand in self._hands.values()
+            if hand.child is self._child and hand.answer is not None and not hand.answer.done()
+        ]
 
     async def kill(self, reason: str) -> None:
-        """End the child and all it started, at once."""
-        self.warm = None
+        """End the child and all it started, at once, with every job in it."""
+        self._last = None
         if self._killed_for is None:
             self._killed_for = reason
-        if self._child is not None:
-            await self._child.kill()
+        child = self._child
+        if child is None:
+            return
+        await child.kill()
+        if child is not self._child:
+            return
+        text = "The engine's process had to be ended while it worked on this request."
+        for hand in self._in_child():
+            hand.settle(ChildLost("engine_crashed", text, counted=hand.began))
+        if self._greeting is not None and not self._greeting.done():
+            self._greeting.set_result(ChildLost("engine_start_failed", "The engine did not start."))
 
     async def stop(self, seconds: float = 2.0) -> None:
-        """Let the child end by itself: its input ends."""
+        """Let the child end by itself, for so long: its input ends."""
         if self._child is not None:
+            self._killed_for = self._killed_for or "stop"
             self._child.close_input()
             await self._child.wait(seconds)
             await self.kill("stop")
+        for chore in tuple(self._chores):
+            chore.cancel()
+
+    def _do(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
+        task = asyncio.create_task(work)
+        self._chores.add(task)
+        task.add_done_callback(self._chores.discard)
+        return task

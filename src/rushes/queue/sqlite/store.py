@@ -175,7 +175,7 @@ class SqliteStore:
         name = "claim_head_limited" if claim.account_limit else "claim_head"
         head: dict[str, Any] = {
             "models": _json(claim.models),
-            "warm": claim.warm or "",
+            "warm": _json(claim.warm),
             # Without anything warm there is no preference to bound: plain priority and arrival.
             "old": now - claim.warm_age_bound if claim.warm else -1.0,
         }

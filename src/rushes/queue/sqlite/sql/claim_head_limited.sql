@@ -25,5 +25,6 @@ heads AS (
         < :account_limit
 )
 SELECT seq FROM heads WHERE place = 1
-ORDER BY CASE WHEN created_at <= :old THEN 0 WHEN model = :warm THEN 1 ELSE 2 END, priority DESC, seq
+ORDER BY CASE WHEN created_at <= :old THEN 0 WHEN model IN (SELECT value FROM json_each(:warm)) THEN 1 ELSE 2 END,
+  priority DESC, seq
 LIMIT 1
