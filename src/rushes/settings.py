@@ -8,7 +8,7 @@ import ipaddress
 import os
 import re
 import tomllib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Final
 from urllib.parse import urlsplit
@@ -74,8 +74,30 @@ class Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
         int, _help("Engine slots that `rushes serve` runs on this machine: requests at once.", ge=0)
     ] = 1
     engine: Annotated[
-        str, _help("Engine of local slots: `draft`, or `module:factory` for one of your own.")
+        str,
+        _help(
+            "Engine of local slots: `draft`, `comfyui` (the default where one of the two below is set), or "
+            "`module:factory` for one of your own."
+        ),
     ] = "draft"
+    engine_start_seconds: Annotated[float, _help("How long an engine may take to start, in seconds.", gt=0)] = (
+        300.0
+    )
+    comfyui_urls: Annotated[
+        tuple[str, ...],
+        _help("ComfyUI servers to drive, comma-separated (`http://127.0.0.1:8188`): one slot each."),
+    ] = ()
+    comfyui_dir: Annotated[
+        Path | None,
+        _help("Folder of a ComfyUI that each slot starts for itself, watches and starts again."),
+    ] = None
+    comfyui_python: Annotated[
+        str, _help("Python of that ComfyUI. Empty: its own virtual environment, else this one.")
+    ] = ""
+    comfyui_args: Annotated[str, _help("More arguments for that ComfyUI, as on a command line.")] = ""
+    comfyui_variants: Annotated[
+        tuple[str, ...], _help("Variants of workflows to take where a model has them, comma-separated.")
+    ] = ()
     models: Annotated[str, _help("Which models the workers serve, as comma-separated patterns.")] = "*"
     lease_seconds: Annotated[
         float, _help("A worker that gives no sign of life for so long loses its requests.", gt=0)
@@ -152,7 +174,30 @@ def load(environ: Mapping[str, str] | None = None, *, file: Path | None = None, 
                 problems.append(f"{origin[field.name]}: {field.name} cannot be {values[field.name]!r}: {error}")
     if problems:
         raise SettingsError("\n".join(problems))
-    return Settings(**converted)
+    return _with_comfyui(Settings(**converted), values)
+
+
+def _with_comfyui(settings: Settings, given: Collection[str]) -> Settings:
+    """ComfyUI servers, where they are named, say what the engine is and how many slots there are."""
+    urls = settings.comfyui_urls
+    if not urls and settings.comfyui_dir is None:
+        if settings.engine == "comfyui":
+            raise SettingsError("engine comfyui needs RUSHES_COMFYUI_URLS or RUSHES_COMFYUI_DIR")
+        return settings
+    if urls and settings.comfyui_dir is not None:
+        raise SettingsError("set RUSHES_COMFYUI_URLS or RUSHES_COMFYUI_DIR, not both")
+    if len(set(urls)) < len(urls):
+        raise SettingsError("comfyui_urls names a server twice; each has one slot")
+    engine = settings.engine if "engine" in given else "comfyui"
+    workers = settings.workers
+    if engine == "comfyui" and urls and workers:
+        if "workers" in given and workers != len(urls):
+            raise SettingsError(
+                f"workers cannot be {workers}: comfyui_urls has one slot for each of {len(urls)} server(s); "
+                "leave workers out, or set it to 0 for none"
+            )
+        workers = len(urls)
+    return msgspec.structs.replace(settings, engine=engine, workers=workers)
 
 
 def _from_file(environ: Mapping[str, str], file: Path | None) -> tuple[dict[str, Any], dict[str, str]]:
@@ -250,8 +295,8 @@ def _one_of(*schemes: str) -> Callable[[str], None]:
 
 
 def _check_engine(name: str) -> None:
-    if name not in ("draft", "noop") and not re.fullmatch(r"[\w.]+:\w+", name):
-        raise ValueError("there is draft, or module:factory for one of your own")
+    if name not in ("draft", "noop", "comfyui") and not re.fullmatch(r"[\w.]+:\w+", name):
+        raise ValueError("there is draft, comfyui, or module:factory for one of your own")
 
 
 _CHECKS: Final[dict[str, Callable[[str], None]]] = {
@@ -262,6 +307,7 @@ _CHECKS: Final[dict[str, Callable[[str], None]]] = {
     "database_url": _one_of("postgresql://", "postgres://"),
     "storage_url": _one_of("s3://", "gs://", "az://"),
     "engine": _check_engine,
+    "comfyui_urls": _check_base,
 }
 _EMPTY: Final = ("", (), None)
 _DEFAULTS: Final = {field.name: field.default for field in msgspec.structs.fields(Settings)}

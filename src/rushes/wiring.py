@@ -10,6 +10,7 @@ import contextlib
 import fcntl
 import importlib
 import os
+import platform
 import secrets
 import shutil
 import signal
@@ -19,7 +20,7 @@ import time
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import msgspec
 
@@ -114,8 +115,10 @@ async def preflight(settings: Settings, seconds: float = START_SECONDS) -> None:
             return
 
 
-def make_engine(settings: Settings) -> Engine:
-    """The engine that local slots run. Raises SettingsError where the name says nothing."""
+def make_engine(settings: Settings, slot: int = 0) -> Engine:
+    """The engine of the local slot with this number, from 0. Raises SettingsError where the name says nothing."""
+    if settings.engine == "comfyui":
+        return _comfyui(settings, slot)
     if settings.engine == "draft":
         from rushes.engines.draft.engine import DraftEngine
 
@@ -126,12 +129,53 @@ def make_engine(settings: Settings) -> Engine:
         return NoopEngine()
     module, colon, factory = settings.engine.partition(":")
     if not colon:
-        raise SettingsError(f"engine cannot be {settings.engine!r}: there is `draft`, or `module:factory`")
+        raise SettingsError(
+            f"engine cannot be {settings.engine!r}: there is `draft`, `comfyui`, or `module:factory`"
+        )
     try:
         made: Engine = getattr(importlib.import_module(module), factory)()
     except (ImportError, AttributeError) as error:
         raise SettingsError(f"engine {settings.engine!r} cannot be loaded: {error}") from error
     return made
+
+
+def _comfyui(settings: Settings, slot: int) -> Engine:
+    from rushes.engines.comfyui.engine import ComfyUIEngine
+    from rushes.engines.comfyui.process import ComfyProcess
+
+    # Tells our own left-overs in a server's queue from everybody else's.
+    identity = f"{platform.node()}:{settings.data_dir.resolve()}:{slot}"
+    process = None
+    if settings.comfyui_dir is not None:
+        process = ComfyProcess.start(
+            settings.comfyui_dir,
+            python=settings.comfyui_python,
+            arguments=settings.comfyui_args,
+            work=settings.data_dir.resolve() / "comfyui",
+            number=slot,
+            seconds=settings.engine_start_seconds,
+        )
+        url = process.url
+    elif slot < len(settings.comfyui_urls):
+        url = settings.comfyui_urls[slot]
+    else:
+        raise SettingsError(
+            "engine comfyui needs RUSHES_COMFYUI_DIR, or RUSHES_COMFYUI_URLS with a server for each slot"
+        )
+    return ComfyUIEngine(
+        url,
+        identity=identity,
+        variants=settings.comfyui_variants,
+        process=process,
+        start_seconds=settings.engine_start_seconds,
+    )
+
+
+def comfyui_object_info(url: str) -> dict[str, Any]:
+    """What the ComfyUI at ``url`` knows of its nodes. Raises RushesError where it cannot be asked."""
+    from rushes.engines.comfyui.catalogue import fetch_object_info
+
+    return fetch_object_info(url)
 
 
 def scratch_root(settings: Settings) -> Path:
@@ -250,6 +294,10 @@ async def _welcome(settings: Settings, store: Store, listener: socket.socket) ->
     lines = [f"Rushes listens on http://{shown}:{port}"]
     if settings.workers:
         lines.append(f"Engine of the {settings.workers} local slot(s): {settings.engine}")
+    if settings.engine == "comfyui" and settings.workers:
+        lines += [f"  {url}" for url in settings.comfyui_urls]
+        if settings.comfyui_dir is not None:
+            lines.append(f"  started from {settings.comfyui_dir}")
     if settings.engine == "draft" and settings.workers:
         lines.append("  It makes animatics on the CPU to build and test against, not generations.")
     if not await store.list_keys():
@@ -336,8 +384,8 @@ def _be(arguments: list[str], settings: Settings) -> None:
     from rushes.worker.child import main as run_slot
 
     match arguments:
-        case ["slot"]:
-            run_slot(lambda: make_engine(settings))
+        case ["slot", number]:
+            run_slot(lambda: make_engine(settings, int(number)))
         case ["gateway", descriptor]:
             die_with_parent()
             signal.signal(signal.SIGINT, signal.SIG_IGN)
@@ -350,7 +398,7 @@ def _be(arguments: list[str], settings: Settings) -> None:
             asyncio.run(run_worker(settings, owner))
         case _:
             raise SystemExit(
-                f"usage: python -m rushes.wiring gateway FD | worker OWNER | slot; got {arguments}"
+                f"usage: python -m rushes.wiring gateway FD | worker OWNER | slot NUMBER; got {arguments}"
             )
 
 

@@ -50,7 +50,8 @@ def engines(tmp_path: Path) -> Path:
 
 
 @pytest.mark.parametrize(
-    ("engine", "colours"), [("colour_engine:ColourEngine", 1), ("stripes_engine:StripesEngine", 2)]
+    ("engine", "colours"),
+    [("colour_engine:ColourEngine", 1), ("stripes_engine:StripesEngine", 2), ("lanes_engine:LanesEngine", 1)],
 )
 def test_an_engine_of_the_page_makes_a_file(
     engines: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, engine: str, colours: int
@@ -201,6 +202,25 @@ def test_every_way_to_fail_is_in_the_table() -> None:
     raised = rf'(?:Failure|ChildLost|EngineError|Failed)\(\s*{kind}"(?!engine"|unexpected")(\w+)"'
     # An input file that could not be kept sends its request back to the queue and is never an outcome.
     assert named == in_source(raised, "worker") - {"inputs_lost", "input_gone"}
+
+
+def test_every_way_for_a_workflow_to_fail_is_in_the_table() -> None:
+    from rushes.engines.comfyui.failures import _CODES
+
+    named = {
+        word for row in rows("api.md", "Of a workflow on ComfyUI") for word in re.findall(r"`(\w+)`", row[0])
+    }
+    raised = r'EngineError\(\s*"(\w+)"'
+    expected = in_source(raised, "engines/comfyui") | in_source(raised, "catalog") | set(_CODES)
+    # While an engine starts, requests wait and are not told; the others stand in the tables before.
+    starting = {
+        "comfyui_start_failed",
+        "comfyui_unreachable",
+        "comfyui_busy",
+        "comfyui_dir",
+        "engine_start_failed",
+    }
+    assert expected - starting - {"out_of_memory", "aborted", "input_too_large"} == named
 
 
 def in_source(pattern: str, folder: str = "") -> set[str]:

@@ -136,3 +136,29 @@ def test_a_variable_that_is_nearly_a_setting_is_not_passed_over() -> None:
     with pytest.raises(SettingsError, match=r"RUSHES_PROT: .*RUSHES_PORT"):
         load({"RUSHES_PROT": "1"})
     assert load({"RUSHES_API_KEY": "x", "RUSHES_BASE_URL": "y", "RUSHES_SOMETHING_ELSE": "z"})
+
+
+def test_comfyui_servers_choose_the_engine_and_the_slots() -> None:
+    settings = load({"RUSHES_COMFYUI_URLS": "http://127.0.0.1:8188, http://127.0.0.1:8189"})
+    assert ("comfyui", 2) == (settings.engine, settings.workers)
+    settings = load({"RUSHES_COMFYUI_DIR": "/srv/comfyui", "RUSHES_WORKERS": "3"})
+    assert ("comfyui", 3, Path("/srv/comfyui")) == (settings.engine, settings.workers, settings.comfyui_dir)
+    # What is said in so many words wins; no workers is what a gateway of its own says.
+    assert "draft" == load({"RUSHES_COMFYUI_URLS": "http://a:1", "RUSHES_ENGINE": "draft"}).engine
+    assert 0 == load({"RUSHES_COMFYUI_URLS": "http://a:1", "RUSHES_WORKERS": "0"}).workers
+
+
+@pytest.mark.parametrize(
+    ("words", "environment"),
+    [
+        ("not both", {"RUSHES_COMFYUI_URLS": "http://a:1", "RUSHES_COMFYUI_DIR": "/srv"}),
+        ("one slot for each of 1", {"RUSHES_COMFYUI_URLS": "http://a:1", "RUSHES_WORKERS": "2"}),
+        ("twice", {"RUSHES_COMFYUI_URLS": "http://a:1,http://a:1"}),
+        ("needs RUSHES_COMFYUI_URLS", {"RUSHES_ENGINE": "comfyui"}),
+        ("whole address", {"RUSHES_COMFYUI_URLS": "localhost:8188"}),
+    ],
+)
+def test_comfyui_settings_that_cannot_be(words: str, environment: dict[str, str]) -> None:
+    with pytest.raises(SettingsError) as refused:
+        load(environment)
+    assert words in refused.value.message
