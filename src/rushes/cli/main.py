@@ -22,7 +22,7 @@ COMMANDS: Final[dict[str, tuple[str, str]]] = {
     "run": ("rushes.cli.run:run", "Submit a request, wait for it and download its outputs."),
     "result": ("rushes.cli.result:result", "Fetch a request that was submitted before."),
     "requests": ("rushes.cli.requests:requests", "List, show and cancel requests."),
-    "models": ("rushes.cli.models:models", "List, show and check models."),
+    "models": ("rushes.cli.models:models", "List, show, check and import models."),
     "keys": ("rushes.cli.keys:keys", "Create, list and revoke API keys."),
     "doctor": ("rushes.cli.doctor:doctor", "Tell what is installed, reachable and missing."),
 }

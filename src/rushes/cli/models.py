@@ -1,5 +1,6 @@
 """`rushes models`: the catalog as this machine has it, or as a server shows it."""
 
+import json
 import os
 import shlex
 from collections.abc import Iterator, Mapping
@@ -10,6 +11,8 @@ import click
 
 from rushes.catalog.listing import model_detail, model_summary
 from rushes.catalog.load import Catalog
+from rushes.cli.checking import check
+from rushes.cli.importing import import_
 from rushes.cli.options import config_option, load
 from rushes.cli.outcome import connect, fail, server_options
 from rushes.client.errors import RushesClientError
@@ -22,7 +25,7 @@ PAGE = 200
 
 @click.group()
 def models() -> None:
-    """List, show and check models.
+    """List, show, check and import models.
 
     `list` and `show` look into the catalog of this machine; with --base-url, or where RUSHES_BASE_URL is
     set, they ask that server.
@@ -80,18 +83,8 @@ def show(
     return None
 
 
-@models.command()
-@click.argument("model_id", required=False)
-@config_option
-def check(model_id: str | None, config: Path | None) -> int:
-    """Check every model folder (or one): what is broken, in which file and key, and how to mend it."""
-    catalog = Catalog.load(load(config).models_dir)
-    if model_id is not None and catalog.get(model_id) is None and not _about(catalog, model_id):
-        raise NotFound(f"There is no model {model_id!r}; `rushes models list` shows them.")
-    broken = _complain(catalog, model_id)
-    checked = [e for e in catalog.entries() if model_id in (None, e.model.id)]
-    click.echo(f"{len(checked)} model(s) usable, {broken} problem(s)")
-    return 1 if broken else 0
+models.add_command(check)
+models.add_command(import_)
 
 
 def _asks_server(base_url: str | None) -> bool:
@@ -176,7 +169,7 @@ def _command(
 
 def _plain(value: object) -> str:
     """A value of a sample as ``-i`` reads it."""
-    return str(value).lower() if isinstance(value, bool) else str(value)
+    return json.dumps(value) if isinstance(value, bool | list | dict) else str(value)
 
 
 def _values(field: Mapping[str, Any]) -> str:
@@ -185,15 +178,9 @@ def _values(field: Mapping[str, Any]) -> str:
     return f"{_bound(field.get('minimum'))}..{_bound(field.get('maximum'))}".strip(".")
 
 
-def _about(catalog: Catalog, model_id: str) -> bool:
-    return any(model_id in problem.file for problem in catalog.broken)
-
-
-def _complain(catalog: Catalog, model_id: str | None = None) -> int:
-    problems = [p for p in catalog.broken if model_id is None or model_id in p.file]
-    for problem in problems:
+def _complain(catalog: Catalog) -> None:
+    for problem in catalog.broken:
         click.echo(problem.message, err=True)
-    return len(problems)
 
 
 def _short(value: object, most: int = 60) -> str:
