@@ -14,7 +14,7 @@ from urllib.parse import urlsplit
 import click
 
 from rushes.cli.options import config_option, data_dir_option, has_store, load, store_place, unmatched
-from rushes.errors import RushesError, SettingsError, StoreUnavailable
+from rushes.errors import EngineError, RushesError, SettingsError, StoreUnavailable
 from rushes.settings import Settings
 
 _MAKE = "`rushes serve` makes it; for a server elsewhere run this in its folder, or give --data-dir"
@@ -34,7 +34,7 @@ def doctor(data_dir: Path | None, config: Path | None) -> int:
         return _tell(
             [*_python(), *_packages(), *(("bad", "setting", line) for line in error.message.split("\n"))]
         )
-    looks = (_directory, _store, _storage, _addresses, _catalog, _engine, _server)
+    looks = (_directory, _store, _storage, _addresses, _catalog, _engine, _comfyui, _server)
     found = [*_python(), *_packages()]
     for look in looks:
         found += _careful(look, settings)
@@ -234,6 +234,10 @@ def _catalog(settings: Settings) -> Iterator[Finding]:
 def _engine(settings: Settings) -> Iterator[Finding]:
     from rushes.wiring import make_engine
 
+    if settings.engine == "comfyui":  # making it would start a ComfyUI, or wait for one: see _comfyui
+        slots = len(settings.comfyui_urls) or settings.workers
+        yield "ok", "engine comfyui", f"{slots} slot(s)"
+        return
     try:
         engine = make_engine(settings)
     except SettingsError as error:
@@ -247,6 +251,56 @@ def _engine(settings: Settings) -> Iterator[Finding]:
         yield "note", "engine draft", "animatics on the CPU, to build and test against; not generation"
     else:
         yield "ok", f"engine {engine.name}", "loads"
+
+
+def _comfyui(settings: Settings) -> Iterator[Finding]:
+    """Each ComfyUI that is named: whether it answers, or could be started."""
+    from rushes.engines.comfyui.catalogue import (
+        describe,
+        fetch_object_info,
+        fetch_system_stats,
+        without_password,
+    )
+
+    if settings.comfyui_dir is not None:
+        yield from _comfyui_folder(settings, settings.comfyui_dir)
+    for url in settings.comfyui_urls:
+        what = f"ComfyUI {without_password(url)}"
+        try:
+            text = describe(fetch_system_stats(url, 10.0))
+            yield "ok", what, f"{text}, {len(fetch_object_info(url))} node classes"
+        except EngineError as error:
+            yield "bad", what, _one_line(error.message)
+    if settings.comfyui_dir is not None or settings.comfyui_urls:
+        yield "note", "workflows", "`rushes models check` compares them with this ComfyUI"
+
+
+def _comfyui_folder(settings: Settings, folder: Path) -> Iterator[Finding]:
+    import subprocess
+
+    from rushes.engines.comfyui.catalogue import Installation
+
+    what = f"ComfyUI {folder}"
+    try:
+        there = Installation(folder)
+    except RushesError as error:
+        yield "bad", what, _one_line(error.message)
+        return
+    own = folder / "venv" / "bin" / "python"
+    python = settings.comfyui_python or (str(own) if own.exists() else sys.executable)
+    program = "import torch, aiohttp, yaml, safetensors; print(torch.__version__)"
+    try:
+        done = subprocess.run([python, "-c", program], capture_output=True, text=True, timeout=120, check=False)
+    except (OSError, subprocess.TimeoutExpired) as error:
+        yield "bad", what, f"{python} cannot be run ({_one_line(error)}): mend RUSHES_COMFYUI_PYTHON"
+        return
+    if done.returncode:
+        said = (done.stderr.strip().splitlines() or [f"exit status {done.returncode}"])[-1]
+        step = "install its requirements.txt, or name its Python in RUSHES_COMFYUI_PYTHON"
+        yield "bad", what, f"{python} cannot start it ({_one_line(said)}): {step}"
+        return
+    packs = len(there.packs())
+    yield "ok", what, f"{python} has torch {done.stdout.strip()}; {packs} node pack(s); each slot starts it"
 
 
 def _server(settings: Settings) -> Iterator[Finding]:
