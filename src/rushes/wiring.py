@@ -9,8 +9,8 @@ import asyncio
 import contextlib
 import fcntl
 import importlib
+import itertools
 import os
-import platform
 import secrets
 import shutil
 import signal
@@ -20,7 +20,7 @@ import time
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, TextIO
 
 import msgspec
 
@@ -39,6 +39,8 @@ START_SECONDS: Final = 30.0
 DRAIN_SIGNAL: Final = signal.SIGUSR1
 """Tells a gateway to take no more submits, and to go on answering everything else."""
 _STORAGE_MARK: Final = "storage/identity"
+_places: Final[list[TextIO]] = []
+"""Locks that are held for the life of the process."""
 SLOT_COMMAND: Final = (sys.executable, "-m", "rushes.wiring", "slot")
 
 
@@ -143,15 +145,14 @@ def _comfyui(settings: Settings, slot: int) -> Engine:
     from rushes.engines.comfyui.engine import ComfyUIEngine
     from rushes.engines.comfyui.process import ComfyProcess
 
-    # Tells our own left-overs in a server's queue from everybody else's.
-    identity = f"{platform.node()}:{settings.data_dir.resolve()}:{slot}"
+    folder, identity = _comfyui_place(settings, slot)
     process = None
     if settings.comfyui_dir is not None:
         process = ComfyProcess.start(
             settings.comfyui_dir,
             python=settings.comfyui_python,
             arguments=settings.comfyui_args,
-            work=settings.data_dir.resolve() / "comfyui",
+            work=folder,
             number=slot,
             seconds=settings.engine_start_seconds,
         )
@@ -169,6 +170,32 @@ def _comfyui(settings: Settings, slot: int) -> Engine:
         process=process,
         start_seconds=settings.engine_start_seconds,
     )
+
+
+def _comfyui_place(settings: Settings, slot: int) -> tuple[Path, str]:
+    """A folder of this slot's own, and the name by which it knows its left-overs in a ComfyUI's queue.
+
+    The same again after a restart, and nobody else's while this process lives: a server and a worker may share a
+    data directory.
+    """
+    for place in itertools.count():
+        folder = settings.data_dir.resolve() / "comfyui" / str(place)
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        file = (folder / f"slot-{slot}.identity").open("a+", encoding="ascii")
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            file.close()
+            continue
+        file.seek(0)
+        identity = file.read().strip()
+        if not identity:
+            identity = secrets.token_hex(16)
+            file.write(identity)
+            file.flush()
+        _places.append(file)
+        return folder, identity
+    raise AssertionError
 
 
 def comfyui_object_info(url: str) -> dict[str, Any]:
@@ -295,7 +322,9 @@ async def _welcome(settings: Settings, store: Store, listener: socket.socket) ->
     if settings.workers:
         lines.append(f"Engine of the {settings.workers} local slot(s): {settings.engine}")
     if settings.engine == "comfyui" and settings.workers:
-        lines += [f"  {url}" for url in settings.comfyui_urls]
+        from rushes.engines.comfyui.catalogue import without_password
+
+        lines += [f"  {without_password(url)}" for url in settings.comfyui_urls]
         if settings.comfyui_dir is not None:
             lines.append(f"  started from {settings.comfyui_dir}")
     if settings.engine == "draft" and settings.workers:
