@@ -250,6 +250,30 @@ def test_work_of_another_size_gives_shares_and_no_estimate() -> None:
     assert (3 + 1 + 10) / WHOLE == told.fraction
 
 
+def test_quick_work_is_known_beforehand_at_any_size() -> None:
+    timings = Timings()
+    quick = {node: taken / 1000 for node, taken in SECONDS.items()}
+    sizes = []
+    for size in ("64x64", "64x80", "64x96"):
+        bench = Bench(timings, signature=size)
+        sizes.append(bench.meter.estimate())
+        bench.play(both(seconds=quick))
+        bench.meter.finished()
+    assert [None, None] == sizes[:2]
+    assert sizes[2] is not None
+    assert WHOLE / 1000 - 0.005 <= sizes[2] <= WHOLE / 1000 + 0.005
+    # While it runs, too.
+    bench = Bench(timings, signature="80x80")
+    told = bench.say("execution_start")
+    assert told is not None
+    assert told.eta is not None
+    # One slow run, and it is not quick any more.
+    bench = Bench(timings, signature="4096x4096")
+    bench.play(both())
+    bench.meter.finished()
+    assert Bench(timings, signature="96x96").meter.estimate() is None
+
+
 def test_a_failed_run_teaches_nothing() -> None:
     timings = Timings()
     Bench(timings).play(both()[:6])

@@ -24,6 +24,9 @@ _ALMOST: Final = 0.95
 _LEARNED_STEPS: Final = 3.0
 """How many steps of a run what was learned counts as."""
 _KEPT_RUNS: Final = 3
+_QUICK_SECONDS: Final = 0.5
+_QUICK_RUNS: Final = (2, 8)
+"""A model whose last so many runs (at least, at most) were all this short is taken to be quick at any size."""
 _KEPT_WORKS: Final = 256
 _READ: Final = frozenset(
     {
@@ -58,7 +61,16 @@ class Timings:
     def __init__(self) -> None:
         self._works: OrderedDict[tuple[str, Hashable], _Work] = OrderedDict()
         self._latest: dict[str, Hashable] = {}
+        self._totals: dict[str, deque[float]] = {}
         self._held: frozenset[int] = frozenset()
+
+    def quick(self, model: str) -> float | None:
+        """Seconds of the longest of the model's last runs where all of them were quick, whatever their size; else
+        None. For short work of ever new sizes, which would otherwise never be known beforehand.
+        """
+        totals = self._totals.get(model, ())
+        longest = max(totals, default=_QUICK_SECONDS)
+        return longest if len(totals) >= _QUICK_RUNS[0] and longest < _QUICK_SECONDS else None
 
     def seconds(self, model: str, signature: Hashable) -> dict[str, float]:
         """Seconds by node of this very work; empty where it was never seen.
@@ -88,6 +100,7 @@ class Timings:
         for node_id, taken in seconds.items():
             work.seconds.setdefault(node_id, deque(maxlen=_KEPT_RUNS)).append(taken)
         work.passes.update(passes)
+        self._totals.setdefault(model, deque(maxlen=_QUICK_RUNS[1])).append(sum(seconds.values()))
         self._latest[model] = signature
         while len(self._works) > _KEPT_WORKS:
             (old_model, old), _ = self._works.popitem(last=False)
@@ -190,9 +203,10 @@ class Meter:
             return 0.0
         if not self.started():
             self._learned = self._timings.seconds(self._model, self._signature)
-            if not self._learned:
-                return None
-        return self._left()
+            return self._left() if self._learned else self._timings.quick(self._model)
+        left = self._left()
+        quick = self._timings.quick(self._model) if left is None else None
+        return left if quick is None else max(0.0, quick - sum(self._spent.values()))
 
     def message(self, type_: str, data: Mapping[str, Any]) -> Progress | None:
         """Take one message of this prompt. Answers what is new to tell; None where nothing is."""
