@@ -393,3 +393,12 @@ def test_the_worst_comes_first(make: Make) -> None:
         one.severity for one in found
     ]
     assert len({one.severity for one in found}) > 1
+
+
+@pytest.mark.parametrize("value", ["1.0", "512.0", "1e3", "nan", "inf", 1e400, 10**30])
+def test_strange_numbers_are_no_crash(value: object) -> None:
+    from rushes.catalog.audit_nodes import misfit, specs_of
+
+    nodes = {"N": {"input": {"required": {"width": ["INT", {"min": float("-inf"), "max": 1e400, "step": 16}]}}}}
+    found = misfit(specs_of(nodes, "N")["width"], "width", value)
+    assert found is None or found.kind in ("step", "bounds", "type")

@@ -463,3 +463,9 @@ def test_whatever_is_bound(nodes: Graph, data: st.DataObject) -> None:
     first_node = next(iter(first.values()))
     first_node["inputs"].clear()
     assert repr(before) == repr(nodes)
+
+
+def test_numbers_beyond_what_json_holds_stay_floats() -> None:
+    assert 2**62 == like(float(2**62), 1)
+    made = like(1e30, 1)
+    assert (1e30, float) == (made, type(made))

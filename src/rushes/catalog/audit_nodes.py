@@ -4,6 +4,7 @@ Follows `execution.validate_inputs` of ComfyUI: bounds and choices hold for plai
 enforced by nobody, so that a size or a length beside it is silently changed, or fails, in the node.
 """
 
+import math
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Final, Literal, NamedTuple
@@ -161,9 +162,13 @@ def misfit(spec: Spec, name: str, value: Any) -> Misfit | None:
 def _off_step(spec: Spec, name: str, value: Any) -> Misfit | None:
     if spec.type != "INT" or spec.step is None:
         return None
-    first = int(spec.minimum or 0)
+    number = _number(value)
+    smallest = spec.minimum or 0
+    if number is None or not math.isfinite(number) or not math.isfinite(smallest):
+        return None
+    whole, first = int(number), int(smallest)
     base = first % spec.step
-    if (int(value) - first) % spec.step == 0 or (name in _SIZES and int(value) % spec.step == 0):
+    if (whole - first) % spec.step == 0 or (name in _SIZES and whole % spec.step == 0):
         return None
     want = f"a multiple of {spec.step}" if not base else f"a multiple of {spec.step} and {base} more"
     return Misfit("step", f"{value} is not {want}")

@@ -47,6 +47,8 @@ _MOST_NAMED: Final = 10
 RANDOM_SEED: Final = "random_seed"
 """The name of a number that is drawn anew for every graph."""
 _MOST_TRIALS: Final = 64
+_LARGEST: Final = 2**63
+"""Whole numbers from here on stay what they are: JSON writers take no larger integers."""
 """Allowed values of one field that the bindings are tried on."""
 _system = random.SystemRandom()
 _NOT_IN_NAMES: Final = re.compile(r"[^A-Za-z0-9_.-]")
@@ -351,6 +353,6 @@ def like(value: Any, before: Any) -> Any:
         return int(value)
     if isinstance(before, float) and isinstance(value, int):
         return float(value) if int(float(value)) == value else value
-    if isinstance(before, int) and isinstance(value, float) and value.is_integer():
+    if isinstance(before, int) and isinstance(value, float) and value.is_integer() and abs(value) < _LARGEST:
         return int(value)
     return value

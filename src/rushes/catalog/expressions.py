@@ -58,7 +58,13 @@ def _round_down(number: Any, step: Any) -> Any:
     """The largest multiple of ``step`` that is not above ``number``."""
     if _number(step) <= 0:
         raise ValueError(f"a multiple of {step} was asked for; it must be above 0")
-    return _number(number) // step * step
+    number = _number(number)
+    if isinstance(number, int) and isinstance(step, int):
+        return number // step * step
+    # 0.6 is three times 0.2, though not in binary.
+    times = number / step
+    whole = round(times) if math.isclose(times, round(times), rel_tol=1e-12) else math.floor(times)
+    return float(f"{whole * step:.15g}")
 
 
 def _int(value: Any) -> int:
