@@ -49,7 +49,7 @@ def test_the_time_left_is_known_before_the_start_of_work_seen_earlier(
     engine: ComfyUIEngine, models: Models, tmp_path: Path
 ) -> None:
     model = slow_model(models)
-    values = {"2_seconds": 1.0, "2_steps": 10}
+    values = {"2_seconds": 0.7, "2_steps": 10}
     first = Work(engine, make_job(model, tmp_path, **values, **{"2_seed": 1}))
     first.made()
     second = Work(engine, make_job(model, tmp_path, **values, **{"2_seed": 2}))
@@ -89,7 +89,7 @@ def test_the_latest_preview_lies_beside_the_outputs(
 def test_the_next_prompt_waits_in_comfyuis_own_queue_while_one_runs(
     comfy: Comfy, engine: ComfyUIEngine, models: Models, tmp_path: Path
 ) -> None:
-    assert 2 == engine.lanes
+    assert engine.lanes >= 2
     model = slow_model(models)
     first = make_job(model, tmp_path, **{"2_seconds": 1.5, "2_steps": 30, "2_seed": 1})
     second = make_job(model, tmp_path, **{"2_seed": 2})

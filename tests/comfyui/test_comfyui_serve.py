@@ -128,10 +128,10 @@ def test_the_second_lane_does_not_take_from_an_idle_server(
         values = {"2_seconds": 0.4 + next(serve.seeds) / 100}
         for id_ in [submit(server, serve.slow, **values, **{"2_seed": next(serve.seeds)}) for _ in range(2)]:
             succeeded(server, id_)
-    for seconds in (2.0, 2.1):  # work of another length: how long it takes is not known from before
+    for seconds in (1.5, 1.6):  # work of another length: how long it takes is not known from before
         ids = [submit(server, serve.slow, **{"2_seconds": seconds, "2_steps": 40, "2_seed": next(serve.seeds)})]
         eventually(lambda: 1 == len(of_requests(comfy)) + len(of_requests(second_comfy)))
-        ids.append(submit(server, serve.slow, **{"2_seconds": 1.0, "2_steps": 20, "2_seed": next(serve.seeds)}))
+        ids.append(submit(server, serve.slow, **{"2_seconds": 0.7, "2_steps": 20, "2_seed": next(serve.seeds)}))
         eventually(lambda: 1 == len(of_requests(comfy)) == len(of_requests(second_comfy)), 5)
         for id_ in ids:
             succeeded(server, id_)

@@ -5,7 +5,9 @@ comfyui_facts.py); everything else must be the same.
 
 ``tests/comfyui/recorded.json`` holds what ComfyUI 0.3.64 said. To record again, with ``COMFYUI_DIR`` set::
 
-    PYTHONPATH=tests python -m support.comfyui_transcripts > tests/comfyui/recorded.json
+    PYTHONPATH=tests python -m support.comfyui_transcripts > recorded.json
+
+and put that file there.
 """
 
 import asyncio
