@@ -6,6 +6,7 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 
+import msgspec
 import pytest
 
 from rushes.catalog.model import Model
@@ -18,6 +19,52 @@ from rushes.worker.slot import ChildLost, Slot
 from support.server import TESTS
 
 MODEL = Model("me/gated", "Gated", "", (), "image", (), (), Path("/models"), time_limit=60.0)
+
+
+ENGINES = '''
+import math
+import os
+import threading
+import time
+from pathlib import Path
+
+from rushes.errors import EngineError
+from rushes.requests.record import Progress
+from support.engines import OverlappingEngine, Produced, PromptEngine
+
+FOLDER = Path(os.environ["RUSHES_TEST_GATES"])
+
+
+class Elsewhere(OverlappingEngine):
+    """Has something running elsewhere, which only an abort ends."""
+
+    def _obey(self, job, report, aborted):
+        report(Progress(0.5, "running"))
+        (FOLDER / f"{job.request_id}.running").touch()
+        aborted.wait()
+        (FOLDER / f"{job.request_id}.running").unlink()
+        raise EngineError("aborted", "Aborted.")
+
+
+class Silent(PromptEngine):
+    """One lane, and never a word."""
+
+    def run(self, job, report):
+        time.sleep(3600)
+
+
+class Odd(PromptEngine):
+    """What an engine's libraries may come up with."""
+
+    def run(self, job, report):
+        report(Progress(math.nan, "nowhere"))
+        report(Progress(0.5, "half a \\udc80"))
+        if job.roles["prompt"] == "name":
+            path = job.output_dir / "\\udc80.png"
+            path.write_bytes(b"x")
+            return [Produced(path, "image", "image/png", 1, 1)]
+        raise EngineError("odd", "half a \\ud83d", node="\\udc80", field="a\\udc80")
+'''
 
 
 class Shown:
@@ -34,19 +81,22 @@ class Shown:
         self.news.set()
 
 
-def job(folder: Path, name: str, prompt: str) -> Job:
+def job(folder: Path, name: str, prompt: str, limit: float = 60.0) -> Job:
     output_dir = folder / name / "out"
     output_dir.mkdir(parents=True)
-    return Job(name, 1, MODEL, {}, {"prompt": prompt}, {}, output_dir)
+    model = msgspec.structs.replace(MODEL, time_limit=limit)
+    return Job(name, 1, model, {}, {"prompt": prompt}, {}, output_dir)
 
 
 @asynccontextmanager
 async def one_slot(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, engine: str = "OverlappingEngine"
 ) -> AsyncIterator[Slot]:
-    settings = Settings(data_dir=tmp_path / "data", engine=f"support.engines:{engine}")
+    (tmp_path / "slot_engines.py").write_text(ENGINES)
+    name = engine if ":" in engine else f"support.engines:{engine}"
+    settings = Settings(data_dir=tmp_path / "data", engine=name)
     monkeypatch.setenv(CHILD_SETTINGS, encode_settings(settings))
-    monkeypatch.setenv("PYTHONPATH", str(TESTS), prepend=os.pathsep)
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(TESTS), str(tmp_path)]), prepend=os.pathsep)
     monkeypatch.setenv("RUSHES_TEST_GATES", str(tmp_path))
     slot = Slot(SLOT_COMMAND, 0, 60.0)
     await slot.ensure()
@@ -128,3 +178,101 @@ async def test_warm_is_the_model_of_the_newest_job_and_then_of_the_last_success(
             await slot.run(failing, job(tmp_path, "b", "fail"), Shown())
         slot.free(failing)
         assert slot.warm is None
+
+
+# -- time limits ------------------------------------------------------------------------------------------
+async def test_no_time_runs_while_a_job_only_waits_for_an_older_one(tmp_path, monkeypatch) -> None:
+    async with one_slot(tmp_path, monkeypatch) as slot:
+        older = asyncio.create_task(slot.run(slot.take(), job(tmp_path, "a", "begin wait gate"), Shown()))
+        await asyncio.sleep(0)
+        hand = slot.take()
+        waiting = asyncio.create_task(slot.run(hand, job(tmp_path, "b", "wait never", limit=0.2), Shown()))
+        await asyncio.wait([waiting], timeout=1.0)
+        assert hand.clock is None
+        assert not waiting.done()
+        (tmp_path / "gate").touch()
+        assert 1 == len(await older)
+        # Its turn now; still it does not begin.
+        with pytest.raises(EngineError) as raised:
+            await waiting
+        assert ("not_begun", True, True) == (
+            raised.value.reason,
+            raised.value.retryable,
+            raised.value.began,
+        )
+        assert slot.is_fit()
+
+
+async def test_the_time_of_a_job_begins_anew_when_it_begins(tmp_path, monkeypatch) -> None:
+    async with one_slot(tmp_path, monkeypatch) as slot:
+        hand, shown = slot.take(), Shown()
+        running = asyncio.create_task(
+            slot.run(hand, job(tmp_path, "a", "later wait gate begin wait gate2"), shown)
+        )
+        while "later" not in shown.stages:
+            await asyncio.sleep(0.01)
+        assert hand.clock is not None
+        waiting_until = hand.clock.when()
+        (tmp_path / "gate").touch()
+        while "begun" not in shown.stages:
+            await asyncio.sleep(0.01)
+        assert hand.clock.when() > waiting_until
+        (tmp_path / "gate2").touch()
+        assert 1 == len(await running)
+        assert hand.clock.cancelled()
+
+
+@pytest.mark.parametrize(
+    ("engine", "prompt"), [("OverlappingEngine", "begin wait never"), ("slot_engines:Silent", "")]
+)
+async def test_what_has_begun_fails_at_its_time_limit(tmp_path, monkeypatch, engine, prompt) -> None:
+    """With one lane, that is at once."""
+    async with one_slot(tmp_path, monkeypatch, engine) as slot:
+        with pytest.raises(EngineError) as raised:
+            await slot.run(slot.take(), job(tmp_path, "a", prompt, limit=0.2), Shown())
+        assert ("time_limit", False) == (raised.value.reason, raised.value.retryable)
+
+
+# -- farewells --------------------------------------------------------------------------------------------
+@pytest.mark.parametrize("seconds", [0.0, 2.0])
+async def test_what_runs_elsewhere_is_ended_before_a_slot_stops(tmp_path, monkeypatch, seconds) -> None:
+    async with one_slot(tmp_path, monkeypatch, "slot_engines:Elsewhere") as slot:
+        names = ("a", "b")
+        tasks = [asyncio.create_task(slot.run(slot.take(), job(tmp_path, name, ""), Shown())) for name in names]
+        while not all((tmp_path / f"{name}.running").exists() for name in names):
+            await asyncio.sleep(0.01)
+        for task in tasks:
+            task.cancel()
+        await slot.stop(seconds)
+        assert [] == list(tmp_path.glob("*.running"))
+
+
+async def test_a_child_that_hears_no_abort_is_ended_when_its_slot_stops(tmp_path, monkeypatch) -> None:
+    async with one_slot(tmp_path, monkeypatch) as slot:
+        running = asyncio.create_task(
+            slot.run(slot.take(), job(tmp_path, "a", "begin deaf wait never"), Shown())
+        )
+        while not (tmp_path / "never.here").exists():
+            await asyncio.sleep(0.01)
+        await slot.stop(0.0)
+        assert not slot.is_fit()
+        assert slot._child is not None
+        assert slot._child.status is not None
+        with pytest.raises(ChildLost):
+            await running
+
+
+# -- odd words --------------------------------------------------------------------------------------------
+@pytest.mark.parametrize(
+    ("prompt", "reason", "words"),
+    [("", "odd", "half a ?"), ("name", "engine_error", "The engine made a file whose name is not UTF-8.")],
+)
+async def test_what_cannot_be_sent_does_not_end_the_child(tmp_path, monkeypatch, prompt, reason, words) -> None:
+    async with one_slot(tmp_path, monkeypatch, "slot_engines:Odd") as slot:
+        for name in ("a", "b"):
+            shown = Shown()
+            with pytest.raises(EngineError) as raised:
+                await slot.run(slot.take(), job(tmp_path, name, prompt), shown)
+            assert (reason, words) == (raised.value.reason, raised.value.message)
+            assert "half a ?" == shown.stages[-1]
+            assert slot.is_fit()

@@ -261,6 +261,68 @@ async def test_local_files_lie_under_their_keys(local: Storage, folder: Path) ->
     assert (folder / "inputs" / "r1" / "image.png").read_bytes() == DATA
 
 
+async def test_a_file_of_one_name_is_stored_without_a_copy(
+    local: Storage, folder: Path, tmp_path: Path
+) -> None:
+    made, stored = tmp_path / "made", folder / "outputs" / "r1" / "1" / "0.png"
+    made.write_bytes(DATA)
+    inode = made.stat().st_ino
+    assert len(DATA) == await local.put_file("outputs/r1/1/0.png", made, "image/png")
+    made.unlink()
+
+    assert inode == stored.stat().st_ino
+    assert DATA == stored.read_bytes()
+    assert [] == list((folder / ".incoming").iterdir())
+
+
+@pytest.mark.parametrize("way", ["hard link", "symbolic link", "taken key"])
+async def test_what_others_may_write_to_is_copied(
+    local: Storage, folder: Path, tmp_path: Path, way: str
+) -> None:
+    made, given, stored = tmp_path / "made", tmp_path / "given", folder / "outputs" / "0.png"
+    made.write_bytes(DATA)
+    if way == "hard link":
+        given.hardlink_to(made)
+    elif way == "symbolic link":
+        given.symlink_to(made)
+    else:
+        given = made
+        await local.put_bytes("outputs/0.png", b"before", "image/png")
+    await local.put_file("outputs/0.png", given, "image/png")
+    made.write_bytes(b"changed afterwards")
+
+    assert DATA == stored.read_bytes()
+
+
+async def test_every_new_name_is_flushed_to_the_disk_and_known_ones_are_not(
+    local: Storage, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Known: names directly in the root, as long as it is the same folder that has them."""
+    synced: list[str] = []
+    fsync = os.fsync
+
+    def noting(descriptor: int) -> None:
+        path = Path(f"/proc/self/fd/{descriptor}").readlink()
+        synced.append(str(path.relative_to(folder)) if path.is_relative_to(folder) else path.name)
+        fsync(descriptor)
+
+    monkeypatch.setattr(os, "fsync", noting)
+
+    async def put(key: str) -> list[str]:
+        synced.clear()
+        (tmp_path / "made").write_bytes(DATA)
+        await local.put_file(key, tmp_path / "made", "image/png")
+        (tmp_path / "made").unlink()
+        return list(synced)
+
+    everything = ["made", "outputs/r1/1", "outputs/r1", "outputs", "."]
+    assert everything == await put("outputs/r1/1/0.png")
+    assert ["made", "outputs/r2/1", "outputs/r2", "outputs"] == await put("outputs/r2/1/0.png")
+    await local.delete_prefix("outputs")
+    assert not (folder / "outputs").exists()
+    assert everything == await put("outputs/r1/1/0.png")
+
+
 async def test_emptied_folders_go(local: Storage, folder: Path) -> None:
     await local.put_bytes("inputs/r1/image.png", DATA, "image/png")
     await local.delete_prefix("inputs/r1")

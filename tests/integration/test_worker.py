@@ -190,4 +190,4 @@ async def test_what_an_engine_returns_is_looked_at(tmp_path, monkeypatch, prompt
         record = await bench.ended(id_)
         assert record.failure is not None
         assert ("failed", "engine_error", 1) == (record.state, record.failure.code, record.attempt)
-        assert "the output of this model is: image" in record.failure.message
+        assert "The model should give an image" in record.failure.message

@@ -13,7 +13,7 @@ import pytest
 
 from rushes.requests.ids import RequestId
 from rushes.requests.record import Failure, Request
-from rushes.worker import serving, slot
+from rushes.worker import attempt, serving, slot
 from support.worker import Workbench, workbench
 
 MANIFEST = """
@@ -131,6 +131,25 @@ async def test_the_next_job_comes_when_the_last_one_ends_soon_and_not_before(tmp
         assert [(a, 1), (b, 1), (c, 1)] == at.runs()
 
 
+async def test_a_slot_with_nothing_to_do_comes_before_one_that_would_take_the_next_job_early(
+    tmp_path, monkeypatch
+) -> None:
+    async with gates(tmp_path, monkeypatch, workers=2) as at:
+        at.start()
+        await at.until(lambda: len(children()) == 2)
+        for number in range(6):
+            first, second = f"a{number}", f"b{number}"
+            a = await at.submit(f"soon wait {first}")
+            await at.reached(first)
+            await at.showing(a, "soon")
+            b = await at.submit(f"soon wait {second}")
+            await at.reached(second)
+            assert (at.folder / f"{first}.here").read_text() != (at.folder / f"{second}.here").read_text()
+            at.open(first, second)
+            for id_ in (a, b):
+                assert "succeeded" == (await at.ended(id_)).state
+
+
 async def test_the_next_job_comes_when_the_last_one_has_ended(tmp_path, monkeypatch) -> None:
     async with gates(tmp_path, monkeypatch) as at:
         a = await at.submit("soon wait a")
@@ -221,7 +240,7 @@ async def test_who_hears_no_abort_costs_the_process(tmp_path, monkeypatch, promp
     """The job beside it is tried again, and pays with an attempt only where it had begun."""
     monkeypatch.setattr(slot, "ABORT_SECONDS", 0.2)
     async with gates(tmp_path, monkeypatch) as at:
-        a, b = await at.submit(prompt), await at.submit("deaf wait b", "me/short")
+        a, b = await at.submit(prompt), await at.submit("begin deaf wait b", "me/short")
         at.start()
         await at.reached("a")
         pids = children()
@@ -252,6 +271,7 @@ async def test_a_crash_costs_the_oldest_job_and_those_that_had_begun(tmp_path, m
 
 
 async def test_what_had_not_begun_goes_back_uncounted(tmp_path, monkeypatch) -> None:
+    monkeypatch.setattr(attempt, "GIVEN_BACK_FREE", 1000)
     async with gates(tmp_path, monkeypatch, attempt_limit=1) as at:
         a = await at.submit("unbegun a")
         at.start()
@@ -262,12 +282,27 @@ async def test_what_had_not_begun_goes_back_uncounted(tmp_path, monkeypatch) -> 
         assert {(a, 1)} == set(at.runs())
 
 
+async def test_a_request_that_never_begins_ends_and_those_behind_it_go_on(tmp_path, monkeypatch, capfd) -> None:
+    monkeypatch.setattr(serving, "RETRY_SECONDS", 0.01)
+    async with gates(tmp_path, monkeypatch, attempt_limit=4) as at:
+        stuck = await at.submit("unbegun never")
+        others = [await at.submit("ok") for _ in range(3)]
+        at.start()
+        record = await at.ended(stuck)
+        assert record.failure is not None
+        assert ("failed", "gone", 4) == (record.state, record.failure.code, record.attempt)
+        assert [1] * 5 + [2, 3, 4] == [attempt for id_, attempt in at.runs() if id_ == stuck]
+        assert [("succeeded", 1)] * 3 == [(r.state, r.attempt) for r in [await at.ended(id_) for id_ in others]]
+    # Nobody knows at first whether it is the request or the engine: each lost attempt costs a longer rest.
+    assert ["0.01", "0.02"] == _pauses(capfd.readouterr().err)[:2]
+
+
 async def test_an_engine_that_never_begins_is_left_alone_for_longer_and_longer(
     tmp_path, monkeypatch, capfd
 ) -> None:
     monkeypatch.setattr(serving, "GIVEN_BACK_LIMIT", 3)
     monkeypatch.setattr(serving, "RETRY_SECONDS", 0.01)
-    async with gates(tmp_path, monkeypatch) as at:
+    async with gates(tmp_path, monkeypatch, attempt_limit=99) as at:
         a = await at.submit("unbegun a")
         at.start()
         log = ""
@@ -280,10 +315,12 @@ async def test_an_engine_that_never_begins_is_left_alone_for_longer_and_longer(
         await at.until(third_pause)
         at.open("a")
         assert "succeeded" == (await at.ended(a)).state
-        assert ["0.01", "0.02", "0.04"] == [
-            part.split("}")[0] for part in log.split('"slot pauses","slot":"slot-1","seconds":')[1:4]
-        ]
+        assert ["0.01", "0.02", "0.04"] == _pauses(log)[:3]
         await at.ended(await at.submit("ok"))
+
+
+def _pauses(log: str) -> list[str]:
+    return [part.split("}")[0] for part in log.split('"slot pauses","slot":"slot-1","seconds":')[1:]]
 
 
 async def test_an_engine_that_cannot_go_on_is_replaced_when_the_other_job_has_ended(

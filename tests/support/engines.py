@@ -142,7 +142,7 @@ class OverlappingEngine:
                         time.sleep(float(next(words)) / 1000)
                 case "wait":
                     gate = _gate(next(words))
-                    gate.with_suffix(".here").touch()
+                    gate.with_suffix(".here").write_text(str(os.getpid()))
                     while not gate.exists():
                         if aborted.wait(0.005):
                             raise EngineError("aborted", "Aborted.")

@@ -1,10 +1,12 @@
-"""What a worker decides without any process: messages, warm models, pauses."""
+"""What a worker decides without any process: messages, warm models, pauses, lines of the log."""
 
+import json
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from rushes import log
 from rushes.catalog.model import Model
 from rushes.engines.base import Job, Produced
 from rushes.requests.record import Progress
@@ -47,6 +49,18 @@ def model(id_: str, *files: str, options: dict[str, Any] | None = None) -> Model
 def test_what_a_child_says_arrives_as_it_was(message: Message) -> None:
     assert message == read_message(line(message))
     assert 1 == line(message).count(b"\n")
+
+
+def test_halves_of_characters_are_sent_as_question_marks() -> None:
+    sent = Failed(7, "odd", "a \ud83d \udc80", node="\udc80", retryable=True)
+    assert Failed(7, "odd", "a ? ?", node="?", retryable=True) == read_message(line(sent))
+    file = Produced(Path("/scratch/\udc80.png"), "image", "image/png", 1, 1)
+    assert [Path("/scratch/?.png")] == [one.path for one in _done(read_message(line(Done(7, [file]))))]
+
+
+def _done(message: Message) -> list[Produced]:
+    assert isinstance(message, Done)
+    return message.produced
 
 
 @pytest.mark.parametrize(
@@ -101,3 +115,27 @@ def test_a_manifest_that_cannot_be_read_is_warm_for_itself_alone() -> None:
 def test_pauses_grow_up_to_a_bound() -> None:
     assert [0.0, 0.0, 1.0, 2.0, 4.0] == [pause_after(times) for times in (-5, 0, 1, 2, 3)]
     assert LONGEST_PAUSE == pause_after(10_000)
+
+
+# -- the log ----------------------------------------------------------------------------------------------
+class _Mute:
+    def __str__(self) -> str:
+        raise RuntimeError
+
+
+@pytest.mark.parametrize(
+    ("value", "written"),
+    [
+        ("half a \ud83d", {"value": "half a \ud83d"}),
+        (1 << 80, {"value": 1 << 80}),
+        ({"a": Path("/x"), "b": 1 << 80}, {"value": {"a": "/x", "b": 1 << 80}}),
+        (_Mute(), {"unloggable": "RuntimeError"}),
+        ([1, _Mute(), "\udc80"], {"unloggable": "RuntimeError"}),
+    ],
+)
+def test_the_log_takes_everything(capfd, value, written) -> None:
+    log.event("odd", value=value)
+    (text,) = capfd.readouterr().err.splitlines()
+    record = json.loads(text)
+    del record["time"]
+    assert {"event": "odd"} | written == record

@@ -17,6 +17,8 @@ import os
 import re
 import secrets
 import shutil
+import stat
+import threading
 import time
 from collections.abc import AsyncIterable, AsyncIterator, Callable, Iterator
 from datetime import timedelta
@@ -123,15 +125,18 @@ class Storage:
 
     def __init__(self, store: ObjectStore, folder: Path | None = None) -> None:
         self._store, self._folder = store, folder
+        self._tops = _Tops()
 
     # -- writing ------------------------------------------------------------------------------------------
     async def put_file(self, key: str, path: Path, content_type: str) -> int:
-        """Store a copy of the local file ``path``; answers its size in bytes."""
+        """Store the local file ``path``; answers its size in bytes. Its bytes must not change any more: on the same
+        file system what is stored is the file itself. Its name may go afterwards.
+        """
         check_key(key)
         size = path.stat().st_size
         with _mapped(writing=True):
             if self._folder is not None:
-                await asyncio.to_thread(self._place, key, lambda file: _copy(path, file))
+                await asyncio.to_thread(self._place_file, key, path)
             else:
                 await self._upload(key, path, content_type)
         return size
@@ -199,9 +204,36 @@ class Storage:
                 async for batch in source.batches(CHUNK_BYTES):
                     await asyncio.to_thread(_write_all, file, batch)
                 await asyncio.to_thread(os.fsync, file.fileno())
-            await asyncio.to_thread(self._publish, staged, key)
+            await asyncio.to_thread(self._publish, staged, key, os.replace)
         finally:
             staged.unlink(missing_ok=True)
+
+    def _place_file(self, key: str, path: Path) -> None:
+        if not self._link(key, path):
+            self._place(key, lambda file: _copy(path, file))
+
+    def _link(self, key: str, path: Path) -> bool:
+        """Give the file a second name, which costs no copy. False where that cannot be, or is not safe: a file with
+        further names may be written to by whoever knows them.
+        """
+        descriptor = -1
+        try:
+            descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_NOFOLLOW)
+            found = os.fstat(descriptor)
+            if not stat.S_ISREG(found.st_mode) or found.st_nlink != 1:
+                return False
+            os.fsync(descriptor)
+            self._publish(path, key, os.link)
+        except (FileExistsError, PermissionError):
+            return False
+        except OSError as error:
+            if error.errno in (errno.EXDEV, errno.ELOOP, errno.EMLINK, errno.ENOTSUP, errno.ENOSYS):
+                return False
+            raise
+        finally:
+            if descriptor >= 0:
+                os.close(descriptor)
+        return True
 
     def _place(self, key: str, write: Callable[[BinaryIO], object]) -> None:
         staged = self._staged()
@@ -210,7 +242,7 @@ class Storage:
                 write(file)
                 file.flush()
                 os.fsync(file.fileno())
-            self._publish(staged, key)
+            self._publish(staged, key, os.replace)
         finally:
             staged.unlink(missing_ok=True)
 
@@ -219,27 +251,37 @@ class Storage:
         assert self._folder is not None
         return self._folder / _STAGING / f"{secrets.token_hex(12)}#{os.getpid()}"
 
-    def _publish(self, staged: Path, key: str) -> None:
+    def _publish(self, staged: Path, key: str, name: Callable[[Path, Path], None]) -> None:
+        """Have the file seen under its key, by ``name``: os.replace or os.link."""
         assert self._folder is not None
         target = self._folder / key
         for attempt in range(20):
             try:
                 target.parent.mkdir(parents=True, exist_ok=True)
-                staged.replace(target)
+                name(staged, target)
                 break
             except (FileNotFoundError, FileExistsError):
                 # A delete of a folder's last file takes the folder with it, perhaps in the middle of mkdir.
-                if attempt == 19 or not staged.exists():
+                if attempt == 19 or target.exists() or not staged.exists():
                     raise
-        # Every folder up to the root, also those that were there: another process may have made them and
-        # not come to its own fsync yet.
-        folder = target.parent
-        while True:
+        self._sync_up(target.parent)
+
+    def _sync_up(self, folder: Path) -> None:
+        """Make the names last that lead from the root to what is new in ``folder``.
+
+        That is every folder up to the root, also those that were there: another process may have made them and not
+        come to its own fsync yet. But a folder directly below the root (there are few) needs to get into the root
+        once only.
+        """
+        assert self._folder is not None
+        while folder != self._folder:
             with contextlib.suppress(FileNotFoundError):  # deleted already, and the folder with it
+                if folder.parent == self._folder:
+                    self._tops.sync(folder)
+                    return
                 _sync_folder(folder)
-            if folder == self._folder:
-                break
             folder = folder.parent
+        _sync_folder(folder)
 
     # -- reading ------------------------------------------------------------------------------------------
     async def head(self, key: str) -> Meta:
@@ -355,6 +397,36 @@ class Storage:
             str(attributes.get("Content-Type") or content_type_of(key)),
             found["last_modified"].timestamp(),
         )
+
+
+class _Tops:
+    """The folders directly below the root whose names are on the disk for good. Each is held open, so that no other
+    folder gets its inode: one that was removed and made anew is told from it.
+    """
+
+    def __init__(self) -> None:
+        self._held: dict[Path, int] = {}
+        self._lock = threading.Lock()
+
+    def sync(self, folder: Path) -> None:
+        """Make the names in it last, and its own. Raises FileNotFoundError."""
+        opened = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+        try:
+            os.fsync(opened)
+            with self._lock:
+                held = self._held.get(folder)
+                if held is not None and os.path.samestat(os.fstat(held), os.fstat(opened)):
+                    return
+            _sync_folder(folder.parent)
+            with self._lock:
+                self._held[folder], opened = opened, self._held.get(folder, -1)
+        finally:
+            if opened >= 0:
+                os.close(opened)
+
+    def __del__(self) -> None:
+        for descriptor in self._held.values():
+            os.close(descriptor)
 
 
 class _Counted:

@@ -4,9 +4,10 @@ import asyncio
 import shutil
 import time
 import traceback
-from collections.abc import Awaitable, Callable
+from collections import OrderedDict
+from collections.abc import Awaitable, Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import msgspec
 
@@ -19,12 +20,19 @@ from rushes.engines.base import Job, Produced
 from rushes.errors import EngineError, NotFound, StoreUnavailable
 from rushes.media.storage import Storage
 from rushes.queue.base import Store
+from rushes.requests.ids import RequestId
 from rushes.requests.record import Failure, Lease, Progress, Source
 from rushes.worker.lease import Held, Leases
 from rushes.worker.outputs import cost_usd, output_prefix, store_outputs, until_written
 from rushes.worker.slot import ChildLost, Hand, Slot
 
 Deliver = Callable[[], Awaitable[None]]
+GIVEN_BACK_FREE: Final = 4
+"""How often an engine may give one request back without having begun, until each time costs an attempt. Else one that
+it can never begin with would come back for ever, before those that wait behind it."""
+_SMALL_BYTES: Final = 1 << 20
+_REMEMBERED: Final = 4096
+"""Of how many requests it is known how often they were given back."""
 
 
 class NotStarted(Exception):
@@ -34,7 +42,13 @@ class NotStarted(Exception):
 
 
 class GivenBack(Exception):
-    """The request went back to the queue uncounted: its engine had not begun with it."""
+    """The engine had not begun with the request: it went back to the queue. ``counted``: not for the first time, so
+    it cost an attempt, perhaps the last one.
+    """
+
+    def __init__(self, *, counted: bool = False) -> None:
+        self.counted = counted
+        super().__init__()
 
 
 class Attempts:
@@ -56,6 +70,7 @@ class Attempts:
         self._leases = leases
         self._scratch = scratch
         self._attempt_limit = attempt_limit
+        self._given_back: OrderedDict[RequestId, int] = OrderedDict()
 
     async def run(self, slot: Slot, hand: Hand, lease: Lease) -> Deliver | None:
         """Have the slot work on ``lease``, in its place ``hand``. Answers what is left to do once the place is free
@@ -98,7 +113,7 @@ class Attempts:
         finally:
             if left is None:
                 self._leases.drop(held)
-                await asyncio.to_thread(shutil.rmtree, folder, ignore_errors=True)
+                await _clear(folder)
         return left
 
     async def _engine_gave_up(self, held: Held, error: ChildLost | EngineError, engine: str) -> None:
@@ -109,14 +124,26 @@ class Attempts:
             failure = Failure(error.reason, error.message, node=error.node, field=error.field)
             again, began = error.retryable, error.began
         if again and not began:
-            await self._give_back(held, engine, failure.code)
-            raise GivenBack from error
+            # Who was brought down by a neighbour is not at fault, however often.
+            counted = isinstance(error, EngineError) and self._is_stubborn(held.lease.request.id)
+            if counted:
+                await self._lose(held, failure, engine)
+            else:
+                await self._give_back(held, engine, failure.code)
+            raise GivenBack(counted=counted) from error
         if again:
             await self._lose(held, failure, engine)
         else:
             await self._fail(held, failure, engine)
         if failure.code == "worker_storage":
             raise NotStarted("the engine could not read or write its files") from error
+
+    def _is_stubborn(self, id_: RequestId) -> bool:
+        """Whether the engine has given this request back too often to go on uncounted; this time counts."""
+        times = self._given_back[id_] = self._given_back.pop(id_, 0) + 1
+        if len(self._given_back) > _REMEMBERED:
+            self._given_back.popitem(last=False)
+        return times > GIVEN_BACK_FREE
 
     async def _prepare(self, slot: Slot, lease: Lease, model: Model, folder: Path) -> Job:
         """Everything up to the engine's start. Raises NotStarted for faults of this machine."""
@@ -130,7 +157,8 @@ class Attempts:
 
     async def _job(self, lease: Lease, model: Model, folder: Path) -> Job:
         output_dir = folder / "out"
-        output_dir.mkdir(parents=True)
+        folder.mkdir()
+        output_dir.mkdir()
         request = lease.request
         values: dict[str, Any] = msgspec.json.decode(request.input)
         files = {name: await self._file(source, folder) for name, source in request.sources.items()}
@@ -184,7 +212,7 @@ class Attempts:
             _log_end(lease, engine, "succeeded" if written else "discarded", seconds=time.monotonic() - began)
         finally:
             self._leases.drop(held)
-            await asyncio.to_thread(shutil.rmtree, folder, ignore_errors=True)
+            await _clear(folder, produced)
 
     async def _discard(self, lease: Lease) -> None:
         """The outcome belongs to somebody else: our files are in nobody's record."""
@@ -208,6 +236,21 @@ class Attempts:
         lease = held.lease
         state = await until_written("loss", lambda: self._store.lose(lease, failure, self._attempt_limit))
         _log_end(lease, engine, state or "discarded", code=failure.code)
+
+
+async def _clear(folder: Path, produced: Sequence[Produced] = ()) -> None:
+    """Remove an attempt's folder. Mostly there is nothing in it but what was ``produced``: to hand so little over to
+    another thread takes several times as long as to do it. To remove large files takes longer.
+    """
+    try:
+        for file in produced:
+            found = file.path.lstat()
+            if file.path.parent.parent == folder and (found.st_nlink > 1 or found.st_size <= _SMALL_BYTES):
+                file.path.unlink()
+        (folder / "out").rmdir()
+        folder.rmdir()
+    except OSError:
+        await asyncio.to_thread(shutil.rmtree, folder, ignore_errors=True)
 
 
 def _log_end(lease: Lease, engine: str, state: str, **fields: Any) -> None:

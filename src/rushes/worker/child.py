@@ -9,6 +9,7 @@ job at a time. The first lane is the main thread, and for most engines the only 
 
 import contextlib
 import itertools
+import math
 import os
 import queue
 import signal
@@ -26,6 +27,7 @@ from rushes.guard import die_with_parent
 from rushes.requests.record import Progress
 from rushes.worker.messages import (
     ABORTED,
+    FAREWELL_SECONDS,
     Abort,
     Done,
     Failed,
@@ -39,6 +41,7 @@ from rushes.worker.messages import (
 )
 
 _PROGRESS_SECONDS: Final = 0.05
+_LOOK_SECONDS: Final = 0.1
 _PREVIEWS: Final = ("preview.jpg", "preview.png")
 """What the newest preview of a job is called, next to its ``output_dir``."""
 
@@ -73,7 +76,8 @@ class _Outgoing:
 
     def send(self, message: Message) -> None:
         text = line(message)
-        with self._lock:
+        # Without the worker there is nobody to tell, and the input's end sees to the rest.
+        with self._lock, contextlib.suppress(BrokenPipeError):
             self._pipe.write(text)
             self._pipe.flush()
 
@@ -96,13 +100,26 @@ class _Crew:
             self._in_hand[order.ticket] = order.job
             self._jobs.put(order)
             return
-        job = self._in_hand.get(order.ticket)
+        self._abort(order.ticket)
+
+    def _abort(self, ticket: int) -> None:
+        job = self._in_hand.get(ticket)
         if job is not None and isinstance(self._engine, Overlapping):
-            self._aborted.add(order.ticket)  # in case the engine has not seen the job yet
+            self._aborted.add(ticket)  # in case the engine has not seen the job yet
             try:
                 self._engine.abort(job.request_id, job.attempt)
             except Exception:
                 traceback.print_exc()  # the worker asks again, and then ends us
+
+    def leave(self) -> None:
+        """The worker is gone or goes: what the engine has running elsewhere should not run on for nobody. Called by
+        the reading thread; takes :data:`FAREWELL_SECONDS` at most, and no time for an engine that hears no abort.
+        """
+        until = time.monotonic() + FAREWELL_SECONDS
+        while self._in_hand and isinstance(self._engine, Overlapping) and time.monotonic() < until:
+            for ticket in tuple(self._in_hand):
+                self._abort(ticket)
+            time.sleep(_LOOK_SECONDS)
 
     def work(self) -> None:
         """One lane: a job at a time, for ever."""
@@ -176,13 +193,23 @@ def _check(produced: list[Produced], job: Job, *, may_be_none: bool) -> None:
     """An engine's word is not enough: the files must be there, and of the kind that the model makes."""
     folder = job.output_dir.resolve()
     for file in produced:
+        try:
+            os.fspath(file.path).encode()
+        except UnicodeEncodeError:
+            text = "The engine made a file whose name is not UTF-8."
+            raise EngineError("engine_error", text) from None
         if not file.path.resolve().is_relative_to(folder) or not file.path.is_file():
             raise EngineError("engine_error", "The engine named an output that it did not make.")
     if not may_be_none and job.model.output not in [file.kind for file in produced]:
         made = ", ".join(file.kind for file in produced) or "nothing"
         raise EngineError(
-            "engine_error", f"The engine made {made}; the output of this model is: {job.model.output}."
+            "engine_error",
+            f"The model should give {_article(job.model.output)}; what the engine gave is: {made}.",
         )
+
+
+def _article(kind: str) -> str:
+    return f"an {kind}" if kind == "image" else f"a {kind}"
 
 
 def _thinned(outgoing: _Outgoing, run: Run) -> Callable[[Progress], None]:
@@ -194,6 +221,8 @@ def _thinned(outgoing: _Outgoing, run: Run) -> Callable[[Progress], None]:
 
     def report(progress: Progress) -> None:
         nonlocal last, shown, preview
+        if not math.isfinite(progress.fraction):
+            return  # says nothing, and has no JSON
         now = time.monotonic()
         soon = progress.eta is not None and progress.eta <= AHEAD_SECONDS
         news = (progress.stage, progress.fraction > 0, soon)
@@ -215,7 +244,7 @@ def _private_output() -> BinaryIO:
 
 class _Incoming:
     """Reads what the worker says, from the start: the end of the input is the end of the worker, and then this
-    process leaves at once, in mid-job too.
+    process leaves, in mid-job too.
     """
 
     def __init__(self, source: BinaryIO) -> None:
@@ -236,6 +265,8 @@ class _Incoming:
             traceback.print_exc()
             sys.stderr.flush()
             os._exit(4)
+        if self.crew is not None:
+            self.crew.leave()
         os._exit(0)
 
 

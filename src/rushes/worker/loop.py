@@ -80,6 +80,8 @@ class Worker:
         self._bells: list[asyncio.Event] = []
         self._warm: dict[str, tuple[str, ...]] = {}
         """What a ComfyUI is warm for after each model, as long as the catalog stays as it is."""
+        self._looking: set[Slot] = set()
+        """Slots that have nothing to do and look for it."""
         self._stopping = asyncio.Event()
         room = Room(lambda: sum(slot.lanes + DELIVERIES for slot in self._slots))
         self._servings = [
@@ -131,6 +133,21 @@ class Worker:
     async def _claim(self, slot: Slot, bell: asyncio.Event) -> Lease | None:
         """The next request for this slot. Where there is none, waits until there may be one, and answers None."""
         bell.clear()
+        if slot.busy:
+            if self._looking:  # a slot with nothing to do comes before one that would only take it early
+                await self._listen(bell)
+                return None
+            return await self._claim_now(slot, bell)
+        self._looking.add(slot)
+        try:
+            lease = await self._claim_now(slot, bell)
+        finally:
+            self._looking.discard(slot)
+        if lease is not None and len(self._slots) > 1:
+            self._ring()
+        return lease
+
+    async def _claim_now(self, slot: Slot, bell: asyncio.Event) -> Lease | None:
         claim = Claim(
             worker=self._id,
             models=self._models,
@@ -146,11 +163,14 @@ class Worker:
             await asyncio.sleep(RETRY_SECONDS)
             return None
         if lease is None and not self._stopping.is_set():
-            # With accounts at their limit, work can appear without a submit: look again now and then.
-            with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(RETRY_SECONDS):
-                    await bell.wait()
+            await self._listen(bell)
         return lease
+
+    async def _listen(self, bell: asyncio.Event) -> None:
+        # With accounts at their limit, work can appear without a submit: look again now and then.
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(RETRY_SECONDS):
+                await bell.wait()
 
     def _warm_for(self, slot: Slot) -> tuple[str, ...]:
         last = slot.warm

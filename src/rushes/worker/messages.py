@@ -16,6 +16,10 @@ ABORTED: Final = "aborted"
 """The code of a job that ended because nobody wants it any more. Never an outcome: who ends it knows why."""
 
 
+FAREWELL_SECONDS: Final = 2.0
+"""How long a child whose input has ended takes at most to have its engine end what is in hand."""
+
+
 class Run(msgspec.Struct, tag="run", tag_field="type", frozen=True):
     """To the child: work on this."""
 
@@ -89,7 +93,23 @@ _orders: msgspec.json.Decoder[Order] = msgspec.json.Decoder(Order, dec_hook=_ric
 
 
 def line(value: Message | Order) -> bytes:
-    return _encoder.encode(value) + b"\n"
+    """One line, whatever is in it: text of an engine's libraries may have halves of characters (lone surrogates),
+    which cannot be sent and become question marks.
+    """
+    try:
+        return _encoder.encode(value) + b"\n"
+    except UnicodeEncodeError:
+        return _encoder.encode(_sendable(msgspec.to_builtins(value, enc_hook=_plain))) + b"\n"
+
+
+def _sendable(value: Any) -> Any:
+    if isinstance(value, str):
+        return value.encode("utf-8", "replace").decode("utf-8")
+    if isinstance(value, dict):
+        return {_sendable(key): _sendable(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_sendable(item) for item in value]
+    return value
 
 
 def read_message(text: bytes) -> Message:

@@ -39,13 +39,13 @@ async def store_outputs(storage: Storage, lease: Lease, produced: Sequence[Produ
     for number, file in enumerate(produced, 1):
         extension = _EXTENSIONS.get(file.content_type) or _suffix(file.path)
         key = f"{output_prefix(lease)}/{number}.{extension}"
-        await _put(storage, key, file)
+        size = await _put(storage, key, file)
         outputs.append(
             Output(
                 key=key,
                 kind=file.kind,
                 content_type=file.content_type,
-                size=file.path.stat().st_size,
+                size=size,
                 width=file.width,
                 height=file.height,
                 frames=file.frames,
@@ -56,17 +56,18 @@ async def store_outputs(storage: Storage, lease: Lease, produced: Sequence[Produ
     return outputs
 
 
-async def _put(storage: Storage, key: str, file: Produced) -> None:
-    for attempt in range(1, STORE_TRIES + 1):
+async def _put(storage: Storage, key: str, file: Produced) -> int:
+    """The file's size in bytes."""
+    attempt = 0
+    while True:
+        attempt += 1
         try:
-            await storage.put_file(key, Path(file.path), file.content_type)
+            return await storage.put_file(key, Path(file.path), file.content_type)
         except StoreUnavailable as error:
             log.event("output not stored", key=key, attempt=attempt, error=error.message)
             if attempt == STORE_TRIES:
                 raise
             await asyncio.sleep(0.25 * 2**attempt)
-        else:
-            return
 
 
 def _suffix(path: Path) -> str:

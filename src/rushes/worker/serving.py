@@ -69,6 +69,8 @@ class Serving:
         self._stopping = stopping
         self._troubles = 0
         self._given_back = 0
+        self._stubborn = 0
+        """How many requests went back at the cost of an attempt since the engine last did anything."""
         self._pause = 0.0
         """Seconds of rest that are due before the next claim."""
         self.working: set[asyncio.Task[None]] = set()
@@ -131,16 +133,20 @@ class Serving:
         try:
             try:
                 deliver = await self._attempts.run(self._slot, hand, lease)
-                self._troubles = self._given_back = 0
+                self._troubles = self._given_back = self._stubborn = 0
             finally:
                 self._slot.free(hand)
             if deliver is not None:
                 await deliver()
         except NotStarted:
             self._troubled()  # logged where it happened
-        except GivenBack:
+        except GivenBack as back:
+            # Where nothing else goes well in between, the engine may be at fault, and every attempt that this
+            # costs takes longer than the one before.
             self._given_back += 1
-            self._pause = max(self._pause, pause_after(self._given_back - GIVEN_BACK_LIMIT))
+            rest = pause_after(self._stubborn) if back.counted else 0.0
+            self._stubborn += back.counted
+            self._pause = max(self._pause, rest, pause_after(self._given_back - GIVEN_BACK_LIMIT))
         except Exception:
             log.event("slot failed", slot=self._slot.name, traceback=traceback.format_exc())
             self._troubled()

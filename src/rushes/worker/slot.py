@@ -5,7 +5,7 @@ import os
 import signal
 from collections.abc import Callable, Coroutine, Sequence
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, Literal
 
 import msgspec
 
@@ -14,13 +14,27 @@ from rushes.engines.base import ABORT_SECONDS, AHEAD_SECONDS, Job, Produced
 from rushes.errors import EngineError
 from rushes.guard import SUPERVISOR
 from rushes.requests.record import Progress
-from rushes.worker.messages import ABORTED, Abort, Done, Failed, Ready, Run, Step, Unready, line, read_message
+from rushes.worker.messages import (
+    ABORTED,
+    FAREWELL_SECONDS,
+    Abort,
+    Done,
+    Failed,
+    Ready,
+    Run,
+    Step,
+    Unready,
+    line,
+    read_message,
+)
 from rushes.worker.process import ChildProcess
 
 Show = Callable[[Progress, Path | None], None]
 """Told how far a job is, and where its newest preview lies."""
 _ABORT_TRIES: Final = 4
 """How often an engine is asked to end a job before its process is ended."""
+_FAREWELL_SECONDS: Final = FAREWELL_SECONDS + 0.5
+"""How long a child may take to leave that ends its jobs first."""
 
 
 class ChildLost(Exception):
@@ -46,6 +60,10 @@ class Hand:
         self.eta: float | None = None
         self.began = False
         self.unwanted = False
+        self.late: Literal["begun", "waiting"] | None = None
+        """Where its time limit has passed: what it was doing all that time."""
+        self.clock: asyncio.TimerHandle | None = None
+        """Ends it when its time limit passes; None while it only waits for older jobs."""
 
     def settle(self, answer: Done | Failed | ChildLost) -> None:
         if self.answer is not None and not self.answer.done():
@@ -96,6 +114,10 @@ class Slot:
         if self._retiring is not None or len(self._hands) >= self.lanes:
             return False
         return newest.eta is not None and newest.eta <= AHEAD_SECONDS
+
+    @property
+    def busy(self) -> bool:
+        return bool(self._hands)
 
     def take(self) -> Hand:
         """A place for the request that was just claimed. :meth:`free` gives it back."""
@@ -157,7 +179,8 @@ class Slot:
         """Run one job to its end. Needs a fit child, so :meth:`ensure` comes directly before.
 
         Raises EngineError where the engine failed in an orderly way, ChildLost where the child died or was
-        killed, EngineError ``time_limit`` where the model's time limit passed.
+        killed. Where the model's time limit passed: EngineError ``time_limit``; ``not_begun``, which is worth
+        another attempt, where the engine had not begun in all that time.
         """
         if hand.unwanted:
             raise EngineError(ABORTED, "The request was ended before it began.")
@@ -166,16 +189,21 @@ class Slot:
         hand.child, hand.model, hand.show = self._child, job.model, show
         answer = hand.answer = asyncio.get_running_loop().create_future()
         self._child.write(line(Run(hand.ticket, job)))
-        await asyncio.wait([answer], timeout=job.model.time_limit)
-        late = not answer.done()
-        if late:
-            await self._end(hand, "time limit")
+        try:
+            self._turn()
+            await asyncio.wait([answer])
+        finally:
+            if hand.clock is not None:
+                hand.clock.cancel()
         outcome = answer.result()
         if isinstance(outcome, Done):
             return outcome.produced
-        if late:
-            limit = f"{job.model.time_limit:g} seconds"
+        limit = f"{job.model.time_limit:g} seconds"
+        if hand.late == "begun":
             raise EngineError("time_limit", f"The engine took longer than {limit} and was ended.")
+        if hand.late == "waiting":
+            text = f"The engine did not begin with the request within {limit}."
+            raise EngineError("not_begun", text, retryable=True)
         if isinstance(outcome, ChildLost):
             raise outcome
         raise EngineError(
@@ -187,6 +215,25 @@ class Slot:
             replace=outcome.replace,
             field=outcome.field,
         )
+
+    def _turn(self) -> None:
+        """The time of the oldest job runs: there is nothing of ours any more that it waits for."""
+        oldest = next(iter(self._in_child()), None)
+        if oldest is not None and oldest.clock is None:
+            self._start_clock(oldest)
+
+    def _start_clock(self, hand: Hand) -> None:
+        if hand.model is not None and hand.late is None:
+            if hand.clock is not None:
+                hand.clock.cancel()
+            loop = asyncio.get_running_loop()
+            hand.clock = loop.call_later(hand.model.time_limit, self._too_late, hand)
+
+    def _too_late(self, hand: Hand) -> None:
+        if hand.answer is not None and not hand.answer.done():
+            # With one lane there is nothing to wait behind, and not every engine tells that it has begun.
+            hand.late = "begun" if hand.began or self.lanes == 1 else "waiting"
+            self._do(self._end(hand, "time limit"))
 
     def abandon(self, hand: Hand, reason: str) -> None:
         """Nobody wants the outcome any more: have the job end, or never begin. Returns at once."""
@@ -231,7 +278,10 @@ class Slot:
         hand = self._hands.get(ticket)
         if hand is not None:
             hand.eta = progress.eta
-            hand.began = hand.began or progress.fraction > 0
+            if progress.fraction > 0 and not hand.began:
+                hand.began = True
+                if self.lanes > 1:
+                    self._start_clock(hand)  # anew: somebody else's work may have been before it
             if hand.show is not None:
                 hand.show(progress, preview)
             self._look()
@@ -245,10 +295,12 @@ class Slot:
             if answer.replace and self._retiring is None and hand.child is self._child:
                 self._retiring = self._do(self._retire())
             hand.settle(answer)
+            self._turn()
             return
         self._last = hand.model
         hand.settle(answer)
         self.free(hand)  # its outcome is stored while the next one runs
+        self._turn()
 
     async def _retire(self) -> None:
         """The engine asked to be replaced. What else is in hand may end by itself first, or say the same."""
@@ -317,11 +369,13 @@ class Slot:
             self._greeting.set_result(ChildLost("engine_start_failed", "The engine did not start."))
 
     async def stop(self, seconds: float = 2.0) -> None:
-        """Let the child end by itself, for so long: its input ends."""
+        """Let the child end by itself, for so long: its input ends. One that drives an engine elsewhere always gets
+        the time to end there what it has in hand.
+        """
         if self._child is not None:
             self._killed_for = self._killed_for or "stop"
             self._child.close_input()
-            await self._child.wait(seconds)
+            await self._child.wait(max(seconds, _FAREWELL_SECONDS if self._aborts else 0.0))
             await self.kill("stop")
         for chore in tuple(self._chores):
             chore.cancel()
