@@ -159,15 +159,14 @@ def test_a_prompt_whose_answer_is_lost_runs_once(
     assert 1 == runs_of_ours(comfy) - before
 
 
-def test_a_prompt_that_never_arrived_is_an_attempt_that_did_not_begin(
+def test_a_prompt_that_never_arrived_is_sent_once_more(
     comfy: Comfy, wire: Wire, make_engine: Any, models: Models, tmp_path: Path
 ) -> None:
     engine = make_engine(wire.url)
     wire.lose_request = b"POST /prompt"
-    error = Work(engine, make_job(slow_model(models), tmp_path)).error()
-    assert ("comfyui_lost", True, False) == (error.reason, error.retryable, error.began)
+    Work(engine, make_job(slow_model(models), tmp_path)).made()
+    assert 2 == len([one for one in wire.requests if one.startswith("POST /prompt")])
     assert comfy.idle()
-    works(engine, models, tmp_path)
 
 
 def test_a_download_that_breaks_off_is_begun_again(

@@ -8,7 +8,7 @@ from contextlib import asynccontextmanager
 from typing import Any
 
 import pytest
-from aiohttp import WSMsgType, web
+from aiohttp import ClientWebSocketResponse, WSMsgType, web
 
 from rushes.engines.comfyui.events import Events, ImageType
 from rushes.engines.comfyui.server import Server
@@ -131,6 +131,109 @@ async def test_odd_messages_end_nothing(speaker: Speaker) -> None:
         await socket.send_str('{"type": "executed", "data": {"prompt_id": "1", "output": {"x": [NaN]}}}')
         ((type_, data),) = await told.until(1)
         assert ("executed", "1") == (type_, data["prompt_id"])
+
+
+def preview_of(prompt_id: Any, image: bytes = b"image") -> bytes:
+    metadata = json.dumps({"prompt_id": prompt_id, "image_type": "image/png"}).encode()
+    return struct.pack(">II", 4, len(metadata)) + metadata + image
+
+
+DEEP = "[" * 5000 + "]" * 5000
+
+
+@pytest.mark.parametrize(
+    "odd",
+    [
+        preview_of(["1"]),
+        preview_of({"1": 1}),
+        b"\0\0\0\4" + len(DEEP).to_bytes(4, "big") + DEEP.encode() + b"image",
+        DEEP,
+        '{"type": "executing", "data": ' + DEEP + "}",
+        '{"type": "execution_start", "data": {"prompt_id": ["1"]}}',
+        '{"type": "\\ud800", "data": {"prompt_id": "fails"}}',
+    ],
+)
+async def test_no_message_ends_the_socket(speaker: Speaker, odd: str | bytes) -> None:
+    class Fails(Told):
+        def message(self, type_: str, data: dict[str, Any]) -> None:
+            raise KeyError(type_)
+
+    told, lost = Told(), list[bool]()
+    async with listening(speaker.url, lost=lambda: lost.append(True)) as events:
+        events.follow("1", told)
+        events.follow("fails", Fails())
+        socket = await speaker.socket()
+        await (socket.send_str(odd) if isinstance(odd, str) else socket.send_bytes(odd))
+        await socket.send_bytes(struct.pack(">II", 1, 1) + b"of nobody")
+        await socket.send_bytes(preview_of("1"))
+        await socket.send_str(about("1"))
+        async with asyncio.timeout(20):
+            await told.until(1)
+        assert events.open.is_set()
+    assert [("png", b"image")] == told.previews
+    assert (["the-client"], []) == (speaker.clients, lost)
+
+
+async def test_followers_that_fail_do_not_end_the_socket_s_coming_back(speaker: Speaker) -> None:
+    class Fails(Told):
+        def missed(self) -> None:
+            raise RuntimeError("missed")
+
+        def preview(self, type_: ImageType, image: bytes) -> None:
+            raise OSError("no space left")
+
+    def looks() -> None:
+        raise RuntimeError("lost")
+
+    told = Told()
+    async with listening(speaker.url, lost=looks) as events:
+        events.follow("0", Fails())
+        events.follow("1", told)
+        async with asyncio.timeout(20):
+            for count in (1, 2, 3):
+                socket = await speaker.socket()
+                await socket.send_bytes(preview_of("0"))
+                await socket.send_str(about("1"))
+                await told.until(count)
+                assert events.open.is_set()
+                await socket.close()
+    assert 3 == len(speaker.clients)
+
+
+async def test_a_connection_that_fails_in_a_new_way_is_tried_again(speaker: Speaker) -> None:
+    class Odd(Server):
+        failures = 0
+
+        @asynccontextmanager
+        async def socket(self, *, seconds: float) -> AsyncIterator[ClientWebSocketResponse]:
+            if self.failures < 2:
+                self.failures += 1
+                raise LookupError("of a kind that nobody thought of")
+            async with super().socket(seconds=seconds) as socket:
+                yield socket
+                raise LookupError("at the end, too")
+
+    told = Told()
+    server = Odd(speaker.url, client_id="the-client")
+    await server.open()
+    events = Events(server)
+    events.start()
+    try:
+        events.follow("1", told)
+        async with asyncio.timeout(20):
+            for count in (1, 2):
+                socket = await speaker.socket()
+                await socket.send_str(about("1"))
+                await told.until(count)
+                before = told.misses
+                await socket.close()
+                while told.misses == before:
+                    told.news.clear()
+                    await told.news.wait()
+    finally:
+        await events.close()
+        await server.close()
+    assert 2 == server.failures
 
 
 async def test_a_follower_that_fails_ends_nothing(speaker: Speaker, capfd: pytest.CaptureFixture[str]) -> None:

@@ -1,6 +1,7 @@
 """The calls to a ComfyUI: against the stub, and against servers that answer badly."""
 
 import asyncio
+import base64
 import json
 import socket
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
@@ -11,7 +12,7 @@ from typing import Any
 import pytest
 from aiohttp import web
 
-from rushes.engines.comfyui.server import Refusal, Rejected, Server, Unreachable, read_json
+from rushes.engines.comfyui.server import Queued, Refusal, Rejected, Server, Unreachable, read_json
 from support.comfyui import Comfy, free_port, kinds
 
 IMAGE: dict[str, Any] = {
@@ -82,6 +83,7 @@ async def test_a_prompt_and_its_file(server: Server, tmp_path: Path) -> None:
     (file,) = entry["outputs"]["2"]["images"]
     await server.view(file, tmp_path / "out.png")
     assert b"\x89PNG" == (tmp_path / "out.png").read_bytes()[:4]
+    assert extra["rushes"] == dict(await server.recent())["p-1"]["rushes"]
     await server.forget("p-1", "and-another")
     assert None is await server.history("p-1")
 
@@ -98,8 +100,9 @@ async def test_the_queue_says_what_runs_waits_and_is_not_there(server: Server) -
     while await server.place("first") != "running":
         await asyncio.sleep(0.02)
     assert "pending" == await server.place("second")
-    entries = dict(await server.queue_entries())
-    assert [{"slot": "a"}, {"slot": "b"}] == [entries[name]["rushes"] for name in ("first", "second")]
+    entries = {entry.prompt_id: entry for entry in await server.queue_entries()}
+    assert ("running", {"slot": "a"}) == (entries["first"].place, entries["first"].extra_data["rushes"])
+    assert ("pending", {"slot": "b"}) == (entries["second"].place, entries["second"].extra_data["rushes"])
     await server.delete("second")
     assert None is await server.place("second")
     await server.interrupt("first")
@@ -167,8 +170,16 @@ async def test_python_s_own_json_is_read() -> None:
         entry = await server.history("p")
     assert entry is not None
     assert float("inf") == entry["outputs"]["2"]["x"][0]
-    with pytest.raises(ValueError):
-        read_json("{")
+    for text in ("{", "[" * 100_000, b"\xff"):
+        with pytest.raises(ValueError):
+            read_json(text)
+
+
+def test_what_cannot_be_written_is_replaced() -> None:
+    read = read_json('{"\\ud800": ["\\udc80 and \\ud83d\\ude00", NaN, 1], "error": {"message": "a\\udfff"}}')
+    assert ["?", "error"] == list(read)
+    assert "? and \U0001f600" == read["?"][0]
+    assert {"message": "a?"} == read["error"]
 
 
 async def test_an_older_server_s_own_id_is_taken() -> None:
@@ -180,20 +191,128 @@ async def test_an_older_server_s_own_id_is_taken() -> None:
 async def test_odd_queues_are_read_as_far_as_they_go() -> None:
     queue = {"queue_running": [[0, "a"], "?", []], "queue_pending": [[1, "b", {}, None, []]]}
     async with serving(web.get("/queue", answering(text=json.dumps(queue)))) as url, opened(url) as server:
-        assert [("a", {}), ("b", {})] == await server.queue_entries()
+        assert [Queued("a", "running", {}), Queued("b", "pending", {})] == await server.queue_entries()
+    text = '{"queue_running": 3, "queue_pending": null}'
+    async with serving(web.get("/queue", answering(text=text))) as url, opened(url) as server:
+        assert [] == await server.queue_entries()
 
 
-@pytest.mark.parametrize(("status", "text"), [(502, ""), (503, "{}"), (504, ""), (200, "<html>"), (200, "[]")])
+async def test_odd_histories_are_read_as_far_as_they_go() -> None:
+    history = {"a": {"prompt": [0, "a", {}, {"x": 1}]}, "b": {"prompt": "?"}, "c": None, "d": {"prompt": [1]}}
+    async with serving(web.get("/history", answering(text=json.dumps(history)))) as url, opened(url) as server:
+        assert [("a", {"x": 1}), ("d", {})] == await server.recent()
+
+
+NOT_COMFYUI = [
+    *((status, "") for status in (302, 304, 401, 403, 404, 429, 500, 502, 504, 530)),
+    (400, "{}"),
+    (503, "{}"),
+    (200, "<html>"),
+    (200, "[]"),
+]
+
+
+@pytest.mark.parametrize(("status", "text"), NOT_COMFYUI)
 async def test_what_answers_in_comfyui_s_place_is_not_it(status: int, text: str) -> None:
     async with serving(web.get("/queue", answering(status, text))) as url, opened(url) as server:
         with pytest.raises(Unreachable) as unreachable:
             await server.place("a")
+        assert 0.0 == server.heard or status == 200
     assert unreachable.value.sent
 
 
-async def test_a_server_error_without_json_is_a_refusal_with_its_text() -> None:
-    async with serving(web.post("/prompt", answering(500, "Internal"))) as url, opened(url) as server:
-        assert Refusal(500, "Internal") == await server.submit(IMAGE, "p", {})
+@pytest.mark.parametrize(
+    ("status", "text"),
+    [
+        *((status, '{"error": "no"}') for status in (302, 401, 403, 404, 405, 429, 500, 502, 503, 530)),
+        (400, "<html>Bad Request</html>"),
+        (400, "{}"),
+        (400, "[]"),
+        (400, '{"error": null, "node_errors": {}}'),
+    ],
+)
+async def test_only_comfyui_refuses_a_prompt(status: int, text: str) -> None:
+    async with serving(web.post("/prompt", answering(status, text))) as url, opened(url) as server:
+        with pytest.raises(Unreachable) as unreachable:
+            await server.submit(IMAGE, "p", {})
+    assert unreachable.value.sent
+
+
+@pytest.mark.parametrize(
+    ("status", "body"),
+    [
+        (400, {"error": {"type": "x"}, "node_errors": {}}),
+        (400, {"node_errors": {"1": {}}}),
+        (400, {"error": "no"}),
+        (200, {"error": "no"}),
+        (200, {"prompt_id": "p", "node_errors": {"1": {}}}),
+        (413, "too large"),
+    ],
+)
+async def test_what_a_refusal_is(status: int, body: Any) -> None:
+    text = body if isinstance(body, str) else json.dumps(body)
+    async with serving(web.post("/prompt", answering(status, text))) as url, opened(url) as server:
+        assert Refusal(status, body) == await server.submit(IMAGE, "p", {})
+
+
+async def test_redirects_are_followed_nowhere(tmp_path: Path) -> None:
+    asked: list[str] = []
+
+    async def elsewhere(request: web.Request) -> web.Response:
+        asked.append(request.path)
+        return web.json_response({})
+
+    (tmp_path / "a").write_bytes(b"a")
+    async with serving(web.route("*", "/{path:.*}", elsewhere)) as other:
+
+        async def redirect(request: web.Request) -> web.Response:
+            await request.read()
+            return web.Response(status=307, headers={"Location": other + request.path})
+
+        async with serving(web.route("*", "/{path:.*}", redirect)) as url, opened(url) as server:
+            for call in (
+                server.submit(IMAGE, "p", {}),
+                server.place("p"),
+                server.history("p"),
+                server.system_stats(),
+                server.upload(tmp_path / "a", "a.png", "rushes"),
+                server.view({"filename": "a.png"}, tmp_path / "b"),
+                server.interrupt("p"),
+            ):
+                with pytest.raises(Unreachable):
+                    await call
+            with pytest.raises(Unreachable):
+                async with server.socket(seconds=5):
+                    pass
+    assert [] == asked
+
+
+async def test_a_password_goes_to_comfyui_and_nowhere_else() -> None:
+    given: list[str] = []
+
+    async def ask(request: web.Request) -> web.StreamResponse:
+        given.append(request.headers.get("Authorization", ""))
+        if request.path != "/at/ws":
+            return web.json_response({})
+        socket = web.WebSocketResponse()
+        await socket.prepare(request)
+        return socket
+
+    async with serving(web.route("*", "/{path:.*}", ask)) as url:
+        address = url.replace("//", "//user:h%C3%BCnter%3A2@") + "/at/"
+        async with opened(address) as server:
+            assert f"{url}/at" == server.url
+            assert [] == await server.queue_entries()
+            async with server.socket(seconds=5):
+                pass
+    assert 2 * ["Basic " + base64.b64encode("user:hünter:2".encode()).decode()] == given
+
+
+def test_an_address_that_is_none_is_not_repeated() -> None:
+    with pytest.raises(ValueError, match="address") as raised:
+        Server("http://user:hunter2@[::1", client_id="tests")
+    assert "hunter2" not in str(raised.value)
+    assert raised.value.__suppress_context__
 
 
 async def test_nobody_listens() -> None:

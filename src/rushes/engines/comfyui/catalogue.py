@@ -5,18 +5,20 @@ the commands of an operator; the engine has its own connection. Of a folder it r
 not running can be looked at, too. It changes nothing, on either.
 """
 
+import argparse
 import hashlib
 import os
+import shlex
 from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 from urllib.parse import quote, urlsplit
 
 import httpx
 import yaml
 
 from rushes.catalog.audit_nodes import WEIGHT_SUFFIXES
-from rushes.errors import EngineError, ManifestError
+from rushes.errors import EngineError, ManifestError, SettingsError
 
 SECONDS: Final = 30.0
 """`/object_info` of a ComfyUI with many packs has several MB and is made anew for each call."""
@@ -122,35 +124,74 @@ def _strange(url: str, path: str) -> EngineError:
 
 
 # -- a folder --------------------------------------------------------------------------------------------
+class Arguments(NamedTuple):
+    """What a command line of ComfyUI says of where files lie."""
+
+    extra_paths: tuple[str, ...] = ()
+    """Files like ``extra_model_paths.yaml``; relative ones are meant from ComfyUI's folder."""
+    base: str = ""
+    """The folder that has ``models`` and ``custom_nodes`` instead of ComfyUI's own."""
+
+
+def read_arguments(text: str) -> Arguments:
+    """The arguments of ``RUSHES_COMFYUI_ARGS``, read as ComfyUI reads them (`comfy/cli_args.py`).
+
+    Raises SettingsError where they are no command line.
+    """
+    parser = argparse.ArgumentParser(add_help=False, exit_on_error=False)
+    parser.add_argument("--extra-model-paths-config", nargs="+", action="append", default=[])
+    parser.add_argument("--base-directory", default="")
+    try:
+        known, _ = parser.parse_known_args(shlex.split(text))
+    except (ValueError, argparse.ArgumentError) as error:
+        raise SettingsError(f"RUSHES_COMFYUI_ARGS cannot be read ({error}): {text!r}") from None
+    return Arguments(
+        tuple(name for some in known.extra_model_paths_config for name in some), known.base_directory
+    )
+
+
 class Installation:
     """A ComfyUI's folder on this machine, read and never changed; it need not be running.
 
-    Raises ManifestError where ``extra_model_paths.yaml`` cannot be read, EngineError where ``folder`` is none of
-    a ComfyUI.
+    ``arguments`` are those that it is started with. Raises ManifestError where ``extra_model_paths.yaml``, or
+    another such file that the arguments name, cannot be read, SettingsError where the arguments cannot, and
+    EngineError where ``folder`` is none of a ComfyUI.
     """
 
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
+    def __init__(self, folder: Path, arguments: str = "") -> None:
+        self.folder = folder = folder.expanduser().absolute()
         if not (folder / "main.py").is_file() or not (folder / "nodes.py").is_file():
             raise EngineError(
                 "comfyui_dir",
                 f"{folder} is not the folder of a ComfyUI (it has no main.py and nodes.py): mend comfyui_dir",
             )
-        self._extra = _extra_paths(folder / EXTRA_PATHS)
+        told = read_arguments(arguments)
+        self.base = folder / told.base
+        """What holds ``models`` and ``custom_nodes``."""
+        own = folder / EXTRA_PATHS
+        self._extra: dict[str, list[tuple[Path, bool]]] = {}
+        for file in (*([own] if own.exists() else []), *(folder / name for name in told.extra_paths)):
+            for kind, places in _extra_paths(file).items():
+                self._extra.setdefault(kind, []).extend(places)
 
     def places(self, kind: str) -> tuple[Path, ...]:
         """Where the weights of a kind, such as ``diffusion_models``, are looked for, the first first."""
         kind = RENAMED.get(kind, kind)
-        own = tuple(self.folder / "models" / name for name in ALIASES.get(kind, (kind,)))
-        first = tuple(place for place, leads in self._extra.get(kind, ()) if leads)
+        own = tuple(self.base / "models" / name for name in ALIASES.get(kind, (kind,)))
+        first = self._leading(kind)
         rest = tuple(place for place, leads in self._extra.get(kind, ()) if not leads)
         return tuple(dict.fromkeys((*first, *own, *rest)))
 
     def home(self, kind: str) -> Path:
         """Where new weights of a kind belong: the place that leads, else the folder that is called so."""
         kind = RENAMED.get(kind, kind)
-        leading = [place for place, leads in self._extra.get(kind, ()) if leads]
-        return leading[0] if leading else self.folder / "models" / kind
+        return next(iter(self._leading(kind)), self.base / "models" / kind)
+
+    def _leading(self, kind: str) -> tuple[Path, ...]:
+        """The places before ComfyUI's own: each goes before all that were named before it
+        (`folder_paths.add_model_folder_path`).
+        """
+        return tuple(place for place, leads in reversed(self._extra.get(kind, ())) if leads)
 
     def weight(self, kind: str, name: str) -> Path | None:
         """The file of these weights, or None. A name that leads out of its folder is nowhere."""
@@ -199,7 +240,7 @@ class Installation:
         return frozenset(found)
 
     def _pack_places(self) -> tuple[Path, ...]:
-        return (self.folder / "custom_nodes", *(place for place, _ in self._extra.get("custom_nodes", ())))
+        return (self.base / "custom_nodes", *(place for place, _ in self._extra.get("custom_nodes", ())))
 
     def _sources(self) -> Iterator[Path]:
         yield self.folder / "nodes.py"
@@ -228,14 +269,12 @@ def _names_below(place: Path) -> Iterator[str]:
 
 
 def _extra_paths(file: Path) -> dict[str, list[tuple[Path, bool]]]:
-    """The places of ``extra_model_paths.yaml`` by kind, each with whether it goes before ComfyUI's own.
+    """The places of a file like ``extra_model_paths.yaml`` by kind, each with whether it goes before ComfyUI's own.
 
     Reads the file as `utils/extra_config.py` of ComfyUI does. Raises ManifestError.
     """
     try:
         table = yaml.safe_load(file.read_text("utf-8"))
-    except FileNotFoundError:
-        return {}
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
         raise ManifestError(str(file), "", f"cannot be read: {' '.join(str(error).split())}") from None
     found: dict[str, list[tuple[Path, bool]]] = {}

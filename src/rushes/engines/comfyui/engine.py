@@ -21,8 +21,8 @@ from rushes.engines.comfyui.files import output_dir_of
 from rushes.engines.comfyui.line import PAUSE_SECONDS, Line, lost
 from rushes.engines.comfyui.outputs import produced
 from rushes.engines.comfyui.process import ComfyProcess
-from rushes.engines.comfyui.prompt import Prepared, Prompt, take_back
-from rushes.engines.comfyui.server import Rejected, Server, Unreachable
+from rushes.engines.comfyui.prompt import Prepared, Prompt
+from rushes.engines.comfyui.server import Server, Unreachable
 from rushes.engines.comfyui.watch import Watch
 from rushes.errors import EngineError, ManifestError
 
@@ -45,7 +45,7 @@ class ComfyUIEngine:
     """Drives one ComfyUI, for as long as that lives. While one prompt runs, the next is already in its queue."""
 
     name = "comfyui"
-    lanes = 2
+    lanes = 3
 
     def __init__(
         self,
@@ -60,8 +60,10 @@ class ComfyUIEngine:
 
         Raises EngineError after ``start_seconds``, or when ``process`` ends.
         """
-        self._url, self._identity, self._variants, self._process = url, identity, tuple(variants), process
+        self._identity, self._variants, self._process = identity, tuple(variants), process
         self._server = Server(url, client_id=uuid.uuid4().hex)
+        self._url = self._server.url
+        """Without name and password: as it may be logged."""
         self._events = Events(self._server, lost=self._socket_lost)
         self._line = Line(self._server, self._events, identity=identity, folders=process)
         self._watch = Watch(self._server, self._events, process, self._gone)
@@ -93,7 +95,7 @@ class ComfyUIEngine:
             paths = prompt.files.copied()
         finally:
             self._prompts.pop(key, None)
-            prompt.files.clear(prompt.ids)
+            prompt.files.clear(tuple(prompt.files.prompt_ids))
         found = [file for path in paths if (file := produced(path)) is not None]
         if not found:
             raise EngineError("no_output", "The workflow made files, but neither an image nor a video.")
@@ -161,7 +163,7 @@ class ComfyUIEngine:
             try:
                 stats = await self._server.system_stats(seconds=_PROBE_SECONDS)
                 await self._server.object_info()
-            except (Unreachable, Rejected) as error:
+            except Unreachable as error:
                 why = str(error)
             else:
                 self._line.output_dir = output_dir_of(self._url, stats, self._process)
@@ -181,12 +183,18 @@ class ComfyUIEngine:
     async def _clear_left_overs(self, until: float) -> None:
         """Take back what a dead process of this slot left in the queue: it may run for hours, for nobody."""
         entries = await self._line.insist(self._server.queue_entries)
-        for prompt_id, extra in entries:
-            about = extra.get("rushes")
+        for entry in entries:
+            about = entry.extra_data.get("rushes")
             if isinstance(about, dict) and about.get("slot") == self._identity:
-                log.event("comfyui_left_over", url=self._url, request=about.get("request"), prompt=prompt_id)
+                log.event(
+                    "comfyui_left_over",
+                    url=self._url,
+                    request=about.get("request"),
+                    prompt=entry.prompt_id,
+                )
                 try:
-                    await asyncio.wait_for(take_back(self._line, prompt_id), max(1.0, until - time.monotonic()))
+                    taking = self._line.take_back((entry.prompt_id,))
+                    await asyncio.wait_for(taking, max(1.0, until - time.monotonic()))
                 except TimeoutError as error:
                     text = f"ComfyUI at {self._url} does not let go of a prompt of an earlier worker."
                     raise EngineError(

@@ -7,7 +7,7 @@ have happened. Source: ComfyUI's ``server.py``, ``protocol.py`` and ``comfy_exec
 import asyncio
 import contextlib
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any, Final, Literal, Protocol
 
 import aiohttp
@@ -19,6 +19,7 @@ _OPEN_SECONDS: Final = 15.0
 _FIRST_PAUSE_SECONDS: Final = 0.05
 _LONGEST_PAUSE_SECONDS: Final = 2.0
 _STEADY_SECONDS: Final = 1.0
+_LONGEST_ERROR: Final = 500
 _HELLO: Final = '{"type":"feature_flags","data":{"supports_preview_metadata":true}}'
 """As the first message: have previews come with the id of their prompt. Older servers overhear it."""
 
@@ -26,7 +27,7 @@ ImageType = Literal["jpeg", "png"]
 
 
 class Follower(Protocol):
-    """Called in the event loop; must be quick and must not raise."""
+    """Called in the event loop; must be quick. What it raises is logged, and ends nothing."""
 
     def message(self, type_: str, data: dict[str, Any]) -> None:
         """One message about the prompt, as ComfyUI sent it."""
@@ -83,42 +84,50 @@ class Events:
         pause = _FIRST_PAUSE_SECONDS
         while True:
             began = time.monotonic()
-            with contextlib.suppress(Unreachable):
-                async with self._server.socket(seconds=_OPEN_SECONDS) as socket:
-                    self._socket = socket
-                    with contextlib.suppress(ConnectionError):
-                        await socket.send_str(_HELLO)
-                        self.open.set()
-                        self._tell()
-                        await self._listen(socket)
+            with _survived("comfyui_socket_failed"), contextlib.suppress(Unreachable):
+                await self._connect()
             if self._socket is not None and time.monotonic() - began > _STEADY_SECONDS:
                 pause = _FIRST_PAUSE_SECONDS
             self._socket = None
             if self.open.is_set():
                 self.open.clear()
                 self._tell()
-                self._lost()
+                with _survived("comfyui_socket_failed"):
+                    self._lost()
             await asyncio.sleep(pause)
             pause = min(pause * 2, _LONGEST_PAUSE_SECONDS)
 
+    async def _connect(self) -> None:
+        """Open the socket and listen until it goes. Raises Unreachable, and whatever a broken one brings."""
+        async with self._server.socket(seconds=_OPEN_SECONDS) as socket:
+            self._socket = socket
+            with contextlib.suppress(ConnectionError):
+                await socket.send_str(_HELLO)
+                self.open.set()
+                self._tell()
+                await self._listen(socket)
+
     def _tell(self) -> None:
         for follower in tuple(self._followers.values()):
-            follower.missed()
+            with _survived("comfyui_message_not_understood"):
+                follower.missed()
 
     async def _listen(self, socket: aiohttp.ClientWebSocketResponse) -> None:
         async for frame in socket:
             self._server.heard = time.monotonic()
-            if frame.type is aiohttp.WSMsgType.TEXT:
-                self._text(frame.data)
-            elif frame.type is aiohttp.WSMsgType.BINARY:
-                self._binary(frame.data)
+            # Custom nodes send what they like: no message, of whatever shape, may end the messages.
+            with _survived("comfyui_message_not_understood"):
+                if frame.type is aiohttp.WSMsgType.TEXT:
+                    self._text(frame.data)
+                elif frame.type is aiohttp.WSMsgType.BINARY:
+                    self._binary(frame.data)
 
     def _text(self, text: str) -> None:
         try:
             message = read_json(text)
             type_, data = str(message["type"]), message["data"]
         except (ValueError, KeyError, TypeError):
-            return  # custom nodes send what they like
+            return
         if not isinstance(data, dict):
             return
         prompt_id = data.get("prompt_id")
@@ -127,14 +136,10 @@ class Events:
                 return
             prompt_id = self._current
         elif type_ == "execution_start":
-            self._current = prompt_id
+            self._current = str(prompt_id)
         follower = self._followers.get(str(prompt_id))
-        if follower is None:
-            return
-        try:
+        if follower is not None:
             follower.message(type_, data)
-        except Exception as error:  # a message of an odd shape must not end the messages
-            log.event("comfyui_message_not_understood", type=type_, error=repr(error))
 
     def _binary(self, frame: bytes) -> None:
         event = int.from_bytes(frame[:4], "big")
@@ -146,7 +151,7 @@ class Events:
             end = 8 + int.from_bytes(frame[4:8], "big")
             try:
                 metadata = read_json(frame[8:end])
-                prompt_id = metadata.get("prompt_id", prompt_id)
+                prompt_id = str(metadata.get("prompt_id", prompt_id))
                 image_type = str(metadata.get("image_type", "image/jpeg")).removeprefix("image/")
             except (ValueError, AttributeError):
                 return
@@ -158,6 +163,15 @@ class Events:
             follower.preview("png", image)
         elif image_type in ("jpeg", "jpg"):
             follower.preview("jpeg", image)
+
+
+@contextlib.contextmanager
+def _survived(name: str) -> Iterator[None]:
+    """Log what is raised within, and go on."""
+    try:
+        yield
+    except Exception as error:
+        log.event(name, error=repr(error)[:_LONGEST_ERROR])
 
 
 _PREVIEW: Final = 1

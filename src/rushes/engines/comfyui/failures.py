@@ -66,7 +66,7 @@ def scrubbed(text: str, longest: int = _LONGEST) -> str:
     text = _FRAME.sub("", _TRACEBACK.sub("", text))
     text = _QUOTED_PATH.sub(_last_part_in_quotes, text)
     text = _BARE_PATH.sub(lambda found: found["name"], text)
-    text = " ".join(text.split())
+    text = " ".join(text.encode("utf-8", "replace").decode().split())  # half surrogate pairs cannot be written
     if len(text) > longest:
         text = text[: longest - 1].rsplit(" ", 1)[0].rstrip(" ,;:") + "…"
     return text
@@ -206,6 +206,32 @@ def _whole(status: int, error: Mapping[str, Any], graph: Graph) -> _Problem:
         said = f"{said}: {error['details']}" if error["details"] != said else said
     said = _sentence(scrubbed(said) or f"the server answered {status}")
     return "workflow_refused", f"ComfyUI refuses the model's workflow: {said}", None, None
+
+
+def without_values(body: Any) -> dict[str, Any]:
+    """ComfyUI's answer to a prompt that it refused, as it may be logged: which nodes and inputs, and what kind of
+    fault. The values, which ``details`` repeat, may be what a user wrote.
+    """
+    shown: dict[str, Any] = {}
+    body = body if isinstance(body, Mapping) else {}
+    if isinstance(error := body.get("error"), Mapping):
+        keys = ("type", "message") if body.get("node_errors") else ("type", "message", "details")
+        shown["error"] = {key: scrubbed(str(error[key])) for key in keys if key in error}
+    node_errors = body.get("node_errors")
+    for node_id, found in node_errors.items() if isinstance(node_errors, Mapping) else ():
+        if isinstance(found, Mapping):
+            errors = [one for one in found.get("errors") or () if isinstance(one, Mapping)]
+            shown[str(node_id)] = {
+                "class_type": scrubbed(str(found.get("class_type"))),
+                "errors": [_without_value(one) for one in errors],
+            }
+    return shown
+
+
+def _without_value(problem: Mapping[str, Any]) -> dict[str, Any]:
+    extra = problem.get("extra_info")
+    name = extra.get("input_name") if isinstance(extra, Mapping) else None
+    return {"type": str(problem.get("type")), "message": scrubbed(str(problem.get("message"))), "input": name}
 
 
 # -- failed on the way ----------------------------------------------------------------------------------

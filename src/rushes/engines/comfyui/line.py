@@ -3,19 +3,22 @@
 import asyncio
 import contextlib
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Collection, Mapping
 from pathlib import Path
-from typing import Final, Protocol, TypeVar
+from typing import Any, Final, Protocol, TypeVar
 
 from rushes.engines.comfyui.events import Events
 from rushes.engines.comfyui.progress import Timings
-from rushes.engines.comfyui.server import Rejected, Server, Unreachable
+from rushes.engines.comfyui.server import Server, Unreachable
 from rushes.errors import EngineError
 
 T = TypeVar("T")
 PAUSE_SECONDS: Final = 0.25
 _INSIST_SECONDS: Final = 90.0
 """More than the silence after which a server is given up (:mod:`rushes.engines.comfyui.watch`)."""
+_TAKE_BACK_SECONDS: Final = 0.1
+"""Between two looks whether a prompt is gone: ComfyUI looks for an interrupt between two steps of the work."""
+_LET_GO_SECONDS: Final = 30.0
 _FORGET_SECONDS: Final = 1.0
 _FORGET_AT: Final = 32
 
@@ -92,7 +95,7 @@ class Line:
     async def insist(self, call: Callable[[], Awaitable[T]], *, tries: int | None = None) -> T:
         """The answer to a call that may be made twice, however long ComfyUI is too busy to give it.
 
-        Raises Rejected where it says no, and EngineError ``comfyui_lost`` where no answer comes.
+        Passes on Rejected, where it says no, and raises EngineError ``comfyui_lost`` where no answer comes.
         """
         began = time.monotonic()
         made = 0
@@ -106,6 +109,49 @@ class Line:
                 if time.monotonic() - began > _INSIST_SECONDS or made == tries:
                     raise lost(str(error), began=True) from error
             await asyncio.sleep(PAUSE_SECONDS)
+
+    def extra_data(self, request_id: str, attempt: int, prompt_id: str) -> dict[str, Any]:
+        """What is given along with a prompt: it is found again by that, under whatever id the server knows it."""
+        about = {"slot": self.identity, "request": request_id, "attempt": attempt, "prompt": prompt_id}
+        # Newer servers make previews for prompts that ask for them; older ones where they were started so.
+        return {"rushes": about, "preview_method": "auto"}
+
+    async def find(self, prompt_id: str) -> str | None:
+        """The id under which ComfyUI has, or had, a prompt; None where it never got it. Raises as :meth:`insist`."""
+        # The queue before the history: what ends in between is then found in the latter.
+        for entry in await self.insist(self.server.queue_entries):
+            if _is_one_of(entry.prompt_id, entry.extra_data, (prompt_id,)):
+                return entry.prompt_id
+        if await self.insist(lambda: self.server.history(prompt_id)) is not None:
+            return prompt_id
+        for known_as, extra_data in await self.insist(self.server.recent):
+            if _is_one_of(known_as, extra_data, (prompt_id,)):
+                return known_as
+        return None
+
+    async def take_back(self, prompt_ids: Collection[str]) -> None:
+        """Have ComfyUI drop prompts, and wait until it has. Raises EngineError where it does not answer."""
+        while True:
+            entries = await self.insist(self.server.queue_entries)
+            ours = [one for one in entries if _is_one_of(one.prompt_id, one.extra_data, prompt_ids)]
+            if not ours:
+                return
+            for entry in ours:
+                with contextlib.suppress(Unreachable):
+                    if entry.place == "pending":
+                        await self.server.delete(entry.prompt_id)
+                    else:
+                        await self.server.interrupt(entry.prompt_id)
+            await asyncio.sleep(_TAKE_BACK_SECONDS)
+
+    async def let_go(self, prompt_ids: Collection[str]) -> bool:
+        """Take prompts back within a bounded time; whether that was seen to succeed."""
+        try:
+            async with asyncio.timeout(_LET_GO_SECONDS):
+                await self.take_back(prompt_ids)
+        except (TimeoutError, EngineError):
+            return False
+        return True
 
     def forget(self, prompt_id: str) -> None:
         """Have a prompt's history deleted, soon: many with one call, as each costs ComfyUI's one thread time."""
@@ -125,5 +171,13 @@ class Line:
             await asyncio.sleep(_FORGET_SECONDS / 4)
         while self._forgotten:
             ids, self._forgotten = self._forgotten, []
-            with contextlib.suppress(Unreachable, Rejected):  # a server that is gone has forgotten already
+            with contextlib.suppress(Unreachable):  # a server that is gone has forgotten already
                 await self.server.forget(*ids)
+
+
+def _is_one_of(known_as: str, extra_data: Mapping[str, Any], prompt_ids: Collection[str]) -> bool:
+    """Whether a prompt is one of those submitted as ``prompt_ids``. Servers before the end of 2025's summer choose
+    the id themselves; what was given along tells there.
+    """
+    about = extra_data.get("rushes")
+    return known_as in prompt_ids or (isinstance(about, dict) and str(about.get("prompt")) in prompt_ids)

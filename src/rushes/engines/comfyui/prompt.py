@@ -6,6 +6,7 @@ What ComfyUI's history says is the truth. Messages only make it be asked sooner,
 import asyncio
 import contextlib
 import time
+import traceback
 import uuid
 from collections.abc import Hashable, Mapping, Sequence
 from typing import Any, Final
@@ -18,7 +19,7 @@ from rushes.catalog.model import FILE_ROLES
 from rushes.catalog.workflow import Graph, Workflow
 from rushes.engines.base import AHEAD_SECONDS, Job, Report
 from rushes.engines.comfyui.events import ImageType
-from rushes.engines.comfyui.failures import failed, is_out_of_memory, outcome, refused
+from rushes.engines.comfyui.failures import failed, is_out_of_memory, outcome, refused, without_values
 from rushes.engines.comfyui.files import JobFiles
 from rushes.engines.comfyui.line import PAUSE_SECONDS, Line, lost
 from rushes.engines.comfyui.outputs import named_files
@@ -37,8 +38,7 @@ _END_SECONDS: Final = 0.25
 """So long after it said how the work went ComfyUI should say that the prompt has ended."""
 _FREE_SECONDS: Final = 0.25
 """ComfyUI frees memory between two prompts, at once where none waits: the next must not come before that."""
-_TAKE_BACK_SECONDS: Final = 0.1
-"""Between two looks whether a prompt is gone: ComfyUI looks for an interrupt between two steps of the work."""
+_FREE_TRIES: Final = 3
 _PREVIEW_SECONDS: Final = 1.0
 _OUTCOMES: Final = frozenset({"execution_success", "execution_error", "execution_interrupted"})
 _SUFFIXES: Final = {"jpeg": "jpg", "png": "png"}
@@ -52,24 +52,35 @@ class Prepared(msgspec.Struct, frozen=True):
     binder: Binder
 
 
+class _Unclear(Exception):
+    """What became of a submit is not known, but that ComfyUI does not have it."""
+
+
 class Account:
     """What an unbroken socket told of one prompt, from before it was given to ComfyUI."""
 
     def __init__(self) -> None:
         self._outputs: dict[str, Any] = {}
-        self._success = False
+        self._success = self._grew = False
 
     def message(self, type_: str, data: Mapping[str, Any]) -> None:
         if type_ == "executed" and data.get("node") == data.get("display_node", data.get("node")):
             self._outputs[str(data.get("node"))] = data.get("output")
+        elif type_ == "executed":
+            self._grew = True
         elif type_ == "execution_success":
             self._success = True
 
     def entry(self, wanted: Sequence[str]) -> Mapping[str, Any] | None:
-        """As the history would have it; None where there is any doubt: after all but a plain success, and where
-        a wanted node has shown no output.
+        """As the history would have it; None where there is any doubt: after all but a plain success, where a
+        wanted node has shown no output, and where nodes that were made at run time have: only the history says
+        whose they are.
         """
-        if not self._success or not all(isinstance(self._outputs.get(node), dict) for node in wanted):
+        if (
+            not self._success
+            or self._grew
+            or not all(isinstance(self._outputs.get(node), dict) for node in wanted)
+        ):
             return None
         status = {"status_str": "success", "completed": True, "messages": []}
         return {"outputs": self._outputs, "status": status}
@@ -93,6 +104,8 @@ class Prompt:
         self._prompt_id = str(uuid.uuid4())
         self.ids: list[str] = []
         """Every id under which ComfyUI may have known it."""
+        self._left: set[str] = set()
+        """Those that it may still have in its queue."""
         self._posted = self._runs = False
         self._ended = False
         self._wake = asyncio.Event()
@@ -105,20 +118,22 @@ class Prompt:
         """Have it made; :attr:`files` then has the outputs. Raises EngineError, and OSError of the disk."""
         self._task = asyncio.current_task()
         try:
-            if self._line.gone is not None:
-                raise lost(self._line.gone, began=False, replace=True)
-            if self._end is not None:
-                raise self._end
-            named = named_files(await self._make(), self._graph, self._prepared.workflow.outputs)
-            if not named:
-                raise EngineError("no_output", "The workflow ended without a file.")
-            self._say(Progress(fraction=1.0, stage="collecting", eta=0.0))
-            await self.files.fetch(named)
+            await self._work()
         except asyncio.CancelledError:
             if self._end is None:
                 raise
-            await self._withdraw()
+            await self._let_go(self._end)
             raise self._end from None
+        except Exception as problem:
+            self._task = None  # this is its end
+            error = self._in_words(problem)
+            await self._let_go(error)
+            if error is problem:
+                raise
+            raise error from problem
+        else:
+            self._task = None
+            await self._let_go(None)
         finally:
             self._task = None  # too late to end it otherwise
             self._line.leave(self)
@@ -175,19 +190,39 @@ class Prompt:
         self._wake.set()
 
     # -- stages -----------------------------------------------------------------------------------------
+    async def _work(self) -> None:
+        if self._line.gone is not None:
+            raise lost(self._line.gone, began=False, replace=True)
+        if self._end is not None:
+            raise self._end
+        named = named_files(await self._make(), self._graph, self._prepared.workflow.outputs)
+        if not named:
+            raise EngineError("no_output", "The workflow ended without a file.")
+        self._say(Progress(fraction=1.0, stage="collecting", eta=0.0))
+        await self.files.fetch(named)
+
     def _bound(self) -> Graph:
         bound = self._prepared.binder.bind(self.job.input, self.job.roles, self.files.names)
         return with_loras(bound, self._prepared.workflow.loras, self._loras)
 
     async def _make(self) -> Mapping[str, Any]:
         """The history entry of a success."""
-        meter = self._meter = self._new_meter()
+        meter = self._renew()
         self._say(Progress(stage="uploading" if self.job.files else "queued", eta=self.estimate()))
         if await self.files.upload():
             self._graph = self._bound()
-        freed = False
+        freed = unclear = False
         while True:
-            entry = await self._once()
+            try:
+                entry = await self._once()
+            except _Unclear as error:
+                # Twice says that more than one connection broke: ComfyUI may fail on this very prompt.
+                if unclear:
+                    raise lost(str(error), began=True) from error
+                unclear = True
+                await asyncio.sleep(PAUSE_SECONDS)
+                meter = self._renew()
+                continue
             result, message = outcome(entry)
             if result == "success":
                 meter.finished()
@@ -201,14 +236,13 @@ class Prompt:
             self._log(message)
             if not is_out_of_memory(message):
                 raise failed(message, self._graph)
-            with contextlib.suppress(Rejected):
-                await self._line.insist(self._line.server.free)
+            with contextlib.suppress(EngineError):  # one that is gone says so to the next call, too
+                await self._line.insist(self._line.server.free, tries=_FREE_TRIES)
             if freed:
                 raise failed(message, self._graph)
             freed = True
             await asyncio.sleep(_FREE_SECONDS)
-            self._prompt_id = str(uuid.uuid4())
-            meter = self._meter = self._new_meter()
+            meter = self._renew()
 
     async def _once(self) -> Mapping[str, Any]:
         """Put the graph into ComfyUI's queue and await its end: the entry in the history."""
@@ -222,49 +256,67 @@ class Prompt:
             if accepted != prompt_id:  # servers before the end of 2025's summer choose the id themselves
                 self._line.events.unfollow(prompt_id)
                 self._prompt_id = accepted
-                self.ids.append(accepted)
+                self._know_as(accepted)
                 self._line.events.follow(accepted, self)
             if self._said.stage == "uploading":
                 self._say(Progress(stage="queued", eta=self.estimate()))
-            return await self._await_end()
+            entry = await self._await_end()
+            self._left -= {prompt_id, accepted}
+            return entry
         finally:
             self._line.leave(self)
             self._line.events.unfollow(self._prompt_id)
 
     async def _submit(self, graph: Graph, prompt_id: str) -> str:
         server = self._line.server
-        about = {"slot": self._line.identity, "request": self.job.request_id, "attempt": self.job.attempt}
-        # Newer servers make previews for prompts that ask for them; older ones where they were started so.
-        extra = {"rushes": about, "preview_method": "auto"}
-        self.ids.append(prompt_id)
+        extra = self._line.extra_data(self.job.request_id, self.job.attempt, prompt_id)
         while True:
             self._posted = True
+            self._know_as(prompt_id)
             self._posting = asyncio.ensure_future(server.submit(graph, prompt_id, extra))
             try:
                 # Never given up half-way: who aborts must know whether there is something to take back.
                 answer = await asyncio.shield(self._posting)
             except Unreachable as error:
                 self._posted = error.sent
+                if not error.sent:
+                    self._left.discard(prompt_id)
                 if self._line.gone is not None:
                     raise self._lost(self._line.gone) from error
                 if not error.sent:
                     await asyncio.sleep(PAUSE_SECONDS)
                     continue
-                if await self._is_known(prompt_id):
-                    return prompt_id
-                raise lost(str(error), began=False) from error
-            if not isinstance(answer, Refusal):
-                return answer
-            log.event("comfyui_refused", request=self.job.request_id, status=answer.status, answer=answer.body)
-            if answer.status == 200:
-                await take_back(self._line, prompt_id)  # a part of it is queued
-            raise refused(answer.status, answer.body, graph, self._prepared.binder.targets)
+                log.event("comfyui_submit_unclear", request=self.job.request_id, error=str(error))
+                found = await self._line.find(prompt_id)
+                if found is None:
+                    raise _Unclear(str(error)) from error
+                return found
+            if isinstance(answer, Refusal):
+                raise await self._refused(answer, graph, prompt_id)
+            return answer
 
-    async def _is_known(self, prompt_id: str) -> bool:
-        server = self._line.server
-        if await self._line.insist(lambda: server.place(prompt_id)) is not None:
-            return True
-        return await self._line.insist(lambda: server.history(prompt_id)) is not None
+    async def _refused(self, answer: Refusal, graph: Graph, prompt_id: str) -> EngineError:
+        """The error; what is queued in spite of it is taken back before anything else can go wrong."""
+        if answer.status != 200:
+            self._left.discard(prompt_id)
+        else:
+            self._know_as(str(answer.body.get("prompt_id") or prompt_id))
+            if await self._line.let_go(self._left):
+                self._left.clear()
+        error = refused(answer.status, answer.body, graph, self._prepared.binder.targets)
+        log.event(
+            "comfyui_refused",
+            request=self.job.request_id,
+            status=answer.status,
+            reason=error.reason,
+            answer=without_values(answer.body),
+        )
+        return error
+
+    def _know_as(self, prompt_id: str) -> None:
+        self._left.add(prompt_id)
+        if prompt_id not in self.ids:
+            self.ids.append(prompt_id)
 
     async def _await_end(self) -> Mapping[str, Any]:
         server, prompt_id = self._line.server, self._prompt_id
@@ -285,6 +337,7 @@ class Prompt:
                     await self._doubt_the_socket()
                 return entry
             if not told:
+                self._left.discard(prompt_id)
                 raise self._lost("the prompt is neither in its queue nor in its history")
             self._ended, self._poll_at = False, 0.0
 
@@ -341,15 +394,33 @@ class Prompt:
             self._line.events.is_deaf()
 
     # -- endings ----------------------------------------------------------------------------------------
-    async def _withdraw(self) -> None:
-        if self._posting is None:
+    async def _let_go(self, error: Exception | None) -> None:
+        """Leave nothing in ComfyUI's queue. ``error``, where what is there could not be taken back, has the engine's
+        process replaced: the next one is ready once it is gone. Raises nothing.
+        """
+        if not self._left:
             return
-        with contextlib.suppress(Unreachable, Rejected, TimeoutError):
-            answer = await asyncio.wait_for(self._posting, SILENCE_SECONDS)
-            self._prompt_id = answer if isinstance(answer, str) else self._prompt_id
-        if self._line.gone is None:
-            with contextlib.suppress(EngineError):
-                await take_back(self._line, self._prompt_id)
+        if self._line.gone is None and self._posting is not None:
+            with contextlib.suppress(Exception):  # what it says is known, or is asked now
+                answer = await asyncio.wait_for(self._posting, SILENCE_SECONDS)
+                self._know_as(answer if isinstance(answer, str) else self._prompt_id)
+        if self._line.gone is None and not await self._line.let_go(self._left):
+            log.event("comfyui_not_let_go", request=self.job.request_id, prompts=sorted(self._left))
+            if isinstance(error, EngineError):
+                error.replace = True
+
+    def _in_words(self, problem: Exception) -> Exception:
+        """What the worker is told: EngineError, or OSError of the disk."""
+        if isinstance(problem, EngineError | OSError):
+            return problem
+        if isinstance(problem, Unreachable | Rejected):
+            return lost(str(problem), began=True)
+        # An answer of a shape that nobody has thought of. What ComfyUI does with the next one is open.
+        log.event("comfyui_not_understood", request=self.job.request_id, traceback=traceback.format_exc())
+        text = (
+            "What ComfyUI answered could not be understood. The operator finds the reason in the worker's log."
+        )
+        return EngineError("comfyui_unclear", text, retryable=True)
 
     def _lost(self, why: str) -> EngineError:
         return lost(why, began=self.began, replace=self._line.gone is not None)
@@ -366,14 +437,18 @@ class Prompt:
         ahead = self._line.ahead(self)
         return None if own is None or ahead is None else own + ahead
 
-    def _new_meter(self) -> Meter:
-        return Meter(
+    def _renew(self) -> Meter:
+        """A fresh id for a fresh submit, and what counts its progress."""
+        self._prompt_id = str(uuid.uuid4())
+        self.files.prompt_ids.add(self._prompt_id)
+        self._meter = Meter(
             with_prefix(self._graph, self._prompt_id),
             timings=self._line.timings,
             model=self.job.model.id,
             signature=_signature(self.job),
             now=time.monotonic,
         )
+        return self._meter
 
     def _log(self, message: Mapping[str, Any]) -> None:
         """The whole of an error, for the operator; without the node's inputs, which hold the user's."""
@@ -381,18 +456,6 @@ class Prompt:
             key: value for key, value in message.items() if key not in ("current_inputs", "current_outputs")
         }
         log.event("comfyui_failed", request=self.job.request_id, attempt=self.job.attempt, error=shown)
-
-
-async def take_back(line: Line, prompt_id: str) -> None:
-    """Have ComfyUI drop a prompt, and wait until it has. Raises EngineError where it does not answer."""
-    server = line.server
-    while (place := await line.insist(lambda: server.place(prompt_id))) is not None:
-        with contextlib.suppress(Rejected):
-            if place == "pending":
-                await line.insist(lambda: server.delete(prompt_id))
-            else:
-                await line.insist(lambda: server.interrupt(prompt_id))
-        await asyncio.sleep(_TAKE_BACK_SECONDS)
 
 
 def _signature(job: Job) -> Hashable:

@@ -4,12 +4,14 @@ Source: ComfyUI's own ``server.py`` (0.3.64; read for newer ones), and answers c
 """
 
 import asyncio
+import base64
 import json
 import time
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any, Final, Literal
+from urllib.parse import unquote, urlsplit
 
 import aiohttp
 import msgspec
@@ -23,14 +25,20 @@ _CONNECT_SECONDS: Final = 5.0
 _PIECE_BYTES: Final = 256 * 1024
 _SOCKET_BYTES: Final = 64 * 1024 * 1024
 """Largest message of the websocket: previews, and outputs that nodes show as text."""
-_AWAY: Final = frozenset({502, 503, 504})
-"""What a proxy says where ComfyUI behind it does not answer."""
+_NONE: Final[frozenset[int]] = frozenset()
+_REFUSALS: Final = frozenset({400, 413})
+"""What ComfyUI itself, or its limit for bodies, answers to what it does not take: prompts and uploads."""
+_NO_FILE: Final = frozenset({400, 403, 404})
+_RECENT: Final = 64
 _BROKEN: Final = (aiohttp.ClientError, TimeoutError, ConnectionError)
 _JSON: Final = {"Content-Type": "application/json"}
 
 
 class Unreachable(Exception):
-    """No answer came. ``sent`` False says that the call did not reach the server for sure: nobody listens."""
+    """No answer of ComfyUI's came: none at all, or one that is somebody else's (a proxy, a tunnel, a login page) or
+    that of a ComfyUI which failed. ``sent`` False says that the call did not reach the server for sure: nobody
+    listens.
+    """
 
     def __init__(self, message: str, *, sent: bool = True) -> None:
         self.sent = sent
@@ -38,7 +46,7 @@ class Unreachable(Exception):
 
 
 class Rejected(Exception):
-    """The server answered, and said no."""
+    """ComfyUI answered, and said no, with a status that it has for that."""
 
     def __init__(self, status: int, text: str) -> None:
         self.status, self.text = status, text
@@ -55,25 +63,39 @@ class Refusal(msgspec.Struct, frozen=True):
     body: Any
 
 
-class Server:
-    """Belongs to the event loop in which it is opened. Every call raises Unreachable or Rejected.
+class Queued(msgspec.Struct, frozen=True):
+    """A prompt in the queue, and what it was given along: ours say there whose they are."""
 
-    ``heard`` is the monotonic time of the server's last sign of life.
+    prompt_id: str
+    place: Literal["running", "pending"]
+    extra_data: dict[str, Any]
+
+
+class Server:
+    """Belongs to the event loop in which it is opened. Every call raises Unreachable, uploads and views Rejected too.
+
+    ``url`` is the address without the name and password that it may have been given with: it may be shown. ``heard``
+    is the monotonic time of the server's last sign of life.
     """
 
     def __init__(self, url: str, *, client_id: str) -> None:
-        self.url = url.rstrip("/")
+        self.url, self._login = _without_login(url.rstrip("/"))
         self.client_id = client_id
         self.heard = 0.0
         self._session: aiohttp.ClientSession | None = None
 
     async def open(self) -> None:
         """Make the session; connections are made as they are needed."""
+        # Redirects are followed nowhere: what answers in ComfyUI's place is not to get our prompts and files. For
+        # the websocket aiohttp has no other way to say so.
+        tracing = aiohttp.TraceConfig()
+        tracing.on_request_redirect.append(_redirected)
         self._session = aiohttp.ClientSession(
             connector=aiohttp.TCPConnector(limit=16, keepalive_timeout=30.0),
             cookie_jar=aiohttp.DummyCookieJar(),
             # Compression costs ComfyUI's one thread more than it saves here, and hides a file's length.
-            headers={"Accept-Encoding": "identity"},
+            headers={"Accept-Encoding": "identity"} | self._login,
+            trace_configs=[tracing],
             timeout=aiohttp.ClientTimeout(total=None, sock_connect=_CONNECT_SECONDS, sock_read=SILENCE_SECONDS),
         )
 
@@ -92,7 +114,9 @@ class Server:
     async def submit(self, graph: Graph, prompt_id: str, extra_data: Mapping[str, Any]) -> str | Refusal:
         """Queue a graph; the id under which it is queued: older servers choose their own.
 
-        After Unreachable it may be queued or not. Node errors are a refusal, with status 200 too.
+        After Unreachable it may be queued or not, after all statuses but those of a refusal, too: a ComfyUI that
+        fails on it says 500, and what a proxy says is not ComfyUI's word. Node errors are a refusal, with status 200
+        too.
         """
         body = orjson.dumps(
             {
@@ -103,14 +127,11 @@ class Server:
             }
         )
         try:
-            answer = await self._post("/prompt", body)
+            answer = await self._post("/prompt", body, refusing=_REFUSALS)
         except Rejected as error:
-            try:
-                return Refusal(error.status, read_json(error.text))
-            except ValueError:
-                return Refusal(error.status, error.text)
+            return _refusal(error)
         accepted = _object(answer)
-        if accepted.get("node_errors"):
+        if accepted.get("node_errors") or accepted.get("error"):
             return Refusal(200, accepted)
         return str(accepted.get("prompt_id") or prompt_id)
 
@@ -121,18 +142,26 @@ class Server:
             return "running"
         return "pending" if any(entry[1] == prompt_id for entry in pending) else None
 
-    async def queue_entries(self) -> list[tuple[str, dict[str, Any]]]:
-        """Id and extra data of every running and every waiting prompt."""
+    async def queue_entries(self) -> list[Queued]:
+        """Every running and every waiting prompt."""
         running, pending = await self._queue()
-        return [
-            (str(entry[1]), entry[3] if len(entry) > 3 and isinstance(entry[3], dict) else {})
-            for entry in (*running, *pending)
+        return [Queued(str(entry[1]), "running", _extra_data(entry)) for entry in running] + [
+            Queued(str(entry[1]), "pending", _extra_data(entry)) for entry in pending
         ]
 
     async def history(self, prompt_id: str) -> dict[str, Any] | None:
         """What is known of a prompt that has ended; None where nothing is."""
         entry = _object(await self._get(f"/history/{prompt_id}")).get(prompt_id)
         return entry if isinstance(entry, dict) else None
+
+    async def recent(self) -> list[tuple[str, dict[str, Any]]]:
+        """Id and extra data of the last prompts that have ended, as far as the history shows the latter."""
+        history = _object(await self._get(f"/history?max_items={_RECENT}"))
+        return [
+            (prompt_id, _extra_data(entry["prompt"]))
+            for prompt_id, entry in history.items()
+            if isinstance(entry, dict) and isinstance(entry.get("prompt"), list)
+        ]
 
     async def upload(self, path: Path, name: str, subfolder: str) -> str:
         """Copy a file into the server's input folder; how a graph names it there.
@@ -144,7 +173,7 @@ class Server:
             form.add_field("type", "input")
             form.add_field("subfolder", subfolder)
             form.add_field("image", file, filename=name, content_type="application/octet-stream")
-            async with self._call("POST", "/upload/image", data=form) as response:
+            async with self._call("POST", "/upload/image", refusing=_REFUSALS, data=form) as response:
                 answer = _object(_decoded(await response.read()))
         stored, folder = str(answer.get("name") or name), str(answer.get("subfolder") or "")
         return f"{folder}/{stored}" if folder else stored
@@ -152,7 +181,7 @@ class Server:
     async def view(self, file: Mapping[str, str], destination: Path) -> None:
         """Copy one of the server's files, whole or not at all: Unreachable where its end does not come."""
         wanted = {key: file.get(key, "") for key in ("filename", "subfolder", "type")}
-        async with self._call("GET", "/view", params=wanted) as response:
+        async with self._call("GET", "/view", refusing=_NO_FILE, params=wanted) as response:
             copied = 0
             with destination.open("wb") as target:
                 async for piece in response.content.iter_chunked(_PIECE_BYTES):
@@ -203,26 +232,36 @@ class Server:
         async with self._call("GET", path, seconds=seconds) as response:
             return _decoded(await response.read())
 
-    async def _post(self, path: str, body: bytes) -> Any:
-        async with self._call("POST", path, data=body, headers=_JSON) as response:
+    async def _post(self, path: str, body: bytes, *, refusing: frozenset[int] = _NONE) -> Any:
+        async with self._call("POST", path, refusing=refusing, data=body, headers=_JSON) as response:
             answer = await response.read()
             return _decoded(answer) if answer else None
 
     @asynccontextmanager
     async def _call(
-        self, method: str, path: str, *, seconds: float | None = None, **options: Any
+        self,
+        method: str,
+        path: str,
+        *,
+        seconds: float | None = None,
+        refusing: frozenset[int] = _NONE,
+        **options: Any,
     ) -> AsyncIterator[aiohttp.ClientResponse]:
+        """``refusing`` are the statuses with which ComfyUI says no to this call. All others but success are taken for
+        no answer: a login page, a limit of a tunnel, an error in ComfyUI itself tell nothing of what was asked.
+        """
         assert self._session is not None
         if seconds is not None:
             options["timeout"] = aiohttp.ClientTimeout(total=seconds, sock_connect=_CONNECT_SECONDS)
         try:
-            async with self._session.request(method, self.url + path, **options) as response:
-                if response.status in _AWAY:
-                    raise Unreachable(f"{path} was answered with status {response.status}")
-                self.heard = time.monotonic()
-                if response.status >= 400:
-                    raise Rejected(response.status, await response.text(errors="replace"))
+            request = self._session.request(method, self.url + path, allow_redirects=False, **options)
+            async with request as response:
+                if response.status in refusing:
+                    raise Rejected(response.status, (await response.read()).decode("utf-8", "replace"))
+                if not 200 <= response.status < 300:
+                    raise Unreachable(f"{path.partition('?')[0]} was answered with status {response.status}")
                 yield response
+                self.heard = time.monotonic()
         except _BROKEN as error:
             raise _unreachable(error) from error
 
@@ -233,13 +272,60 @@ def _unreachable(error: Exception) -> Unreachable:
     return Unreachable(str(error) or type(error).__name__, sent=not refused)
 
 
+async def _redirected(_: aiohttp.ClientSession, __: Any, about: aiohttp.TraceRequestRedirectParams) -> None:
+    about.response.close()
+    raise Unreachable(f"the answer is a redirect (status {about.response.status})")
+
+
+def _without_login(url: str) -> tuple[str, dict[str, str]]:
+    """The address without name and password, and the header that stands for them."""
+    try:
+        parts = urlsplit(url)
+    except ValueError:
+        raise ValueError("the address of the ComfyUI is none") from None  # the reason would show the password
+    login, at, host = parts.netloc.rpartition("@")
+    if not at:
+        return url, {}
+    name, _, password = login.partition(":")
+    both = f"{unquote(name)}:{unquote(password)}".encode()
+    header = {"Authorization": f"Basic {base64.b64encode(both).decode()}"}
+    return parts._replace(netloc=host).geturl(), header
+
+
+def _refusal(error: Rejected) -> Refusal:
+    """Of a prompt. Raises Unreachable where the answer is not one of ComfyUI's."""
+    try:
+        body = read_json(error.text)
+    except ValueError:
+        body = error.text
+    if error.status == 413 or (isinstance(body, dict) and (body.get("error") or body.get("node_errors"))):
+        return Refusal(error.status, body)
+    raise Unreachable(f"/prompt was answered with status {error.status}, and not by a ComfyUI")
+
+
 def read_json(text: bytes | str) -> Any:
-    """What ComfyUI wrote as JSON, which Python's NaN and Infinity may stand in. Raises ValueError."""
+    """What ComfyUI wrote as JSON, which Python's NaN and Infinity may stand in. Raises ValueError.
+
+    Halves of surrogate pairs, which JSON can say and UTF-8 cannot, are replaced: nobody could write them anywhere.
+    """
     try:
         return orjson.loads(text)
     except orjson.JSONDecodeError:
         # Nodes that are always to be run again have NaN as their mark, and the queue and the history show it.
-        return json.loads(text)
+        try:
+            return _writable(json.loads(text))
+        except RecursionError as error:
+            raise ValueError("nested too deep") from error
+
+
+def _writable(value: Any) -> Any:
+    if isinstance(value, str):
+        return value.encode("utf-8", "replace").decode()
+    if isinstance(value, list):
+        return [_writable(one) for one in value]
+    if isinstance(value, dict):
+        return {_writable(key): _writable(one) for key, one in value.items()}
+    return value
 
 
 def _decoded(answer: bytes) -> Any:
@@ -257,4 +343,9 @@ def _object(answer: Any) -> dict[str, Any]:
 
 def _entries(value: Any) -> list[list[Any]]:
     """The queue's entries: ``[number, prompt id, graph, extra data, outputs, …]``."""
-    return [entry for entry in value or () if isinstance(entry, list) and len(entry) > 1]
+    listed = value if isinstance(value, list) else ()
+    return [entry for entry in listed if isinstance(entry, list) and len(entry) > 1]
+
+
+def _extra_data(entry: list[Any]) -> dict[str, Any]:
+    return entry[3] if len(entry) > 3 and isinstance(entry[3], dict) else {}

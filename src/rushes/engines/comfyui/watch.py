@@ -7,7 +7,7 @@ from collections.abc import Callable
 from typing import Final, Protocol
 
 from rushes.engines.comfyui.events import Events
-from rushes.engines.comfyui.server import SILENCE_SECONDS, Rejected, Server, Unreachable
+from rushes.engines.comfyui.server import SILENCE_SECONDS, Server, Unreachable
 
 REFUSED_SECONDS: Final = 5.0
 """How long nobody may listen at the address: a server that is started again by others is soon back."""
@@ -75,8 +75,6 @@ class Watch:
             began = time.monotonic()
             try:
                 await self._server.system_stats(seconds=_PROBE_SECONDS)
-            except Rejected:
-                pass  # it answers; what it answers is not asked here
             except Unreachable as error:
                 if not error.sent:
                     refused_since = refused_since or began
