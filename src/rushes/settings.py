@@ -186,8 +186,9 @@ def _with_comfyui(settings: Settings, given: Collection[str]) -> Settings:
         return settings
     if urls and settings.comfyui_dir is not None:
         raise SettingsError("set RUSHES_COMFYUI_URLS or RUSHES_COMFYUI_DIR, not both")
-    if len(set(urls)) < len(urls):
-        raise SettingsError("comfyui_urls names a server twice; each has one slot")
+    if twice := next((url for url in urls if urls.count(url) > 1), ""):
+        shown = urlsplit(twice)._replace(netloc=urlsplit(twice).netloc.rpartition("@")[2]).geturl()
+        raise SettingsError(f"comfyui_urls names {shown} twice; each server has one slot")
     engine = settings.engine if "engine" in given else "comfyui"
     workers = settings.workers
     if engine == "comfyui" and urls and workers:
@@ -225,6 +226,7 @@ def _from_environment(environ: Mapping[str, str], values: dict[str, Any], origin
                 raise SettingsError(f"{variable}: there is no such setting; did you mean {known}?")
         elif text or _DEFAULTS[name] in _EMPTY:
             # Set to nothing is how compose files leave a variable out; only where nothing is a value is it one.
+            # A path is none: the empty one would be the current folder.
             values[name], origin[name] = text, variable
 
 
@@ -237,13 +239,15 @@ def _value(field: Any, value: Any) -> Any:
         value = _switch(value)
     elif isinstance(value, Path):
         value = str(value)
+    elif value == "" and field.default is None:
+        return None
     made = msgspec.convert(value, field.type, strict=False, dec_hook=lambda type_, text: type_(text))
     check = _CHECKS.get(field.name)
     if check is not None:
         for part in made if isinstance(made, tuple) else (made,):
             if part:
                 check(part)
-    return made
+    return tuple(map(server_address, made)) if field.name == "comfyui_urls" else made
 
 
 def _switch(value: Any) -> bool:
@@ -262,9 +266,35 @@ def _switch(value: Any) -> bool:
     return known[str(value).lower()]
 
 
+def server_address(text: str) -> str:
+    """The address of a ComfyUI in its one form: what is the same server is the same text.
+
+    Raises ValueError, which says how to write it.
+    """
+    if not _is_base(text):
+        likely = f"http://{text}"
+        example = likely if "//" not in text and _is_base(likely) else "http://127.0.0.1:8188"
+        raise ValueError(f"write a whole address, such as {example}")
+    parts = urlsplit(text)
+    host = (parts.hostname or "").rstrip(".")
+    place = f"[{host}]" if ":" in host else host
+    if parts.port not in (None, _PORTS[parts.scheme]):
+        place = f"{place}:{parts.port}"
+    user, at, _ = parts.netloc.rpartition("@")
+    return f"{parts.scheme}://{user}{at}{place}{parts.path.rstrip('/')}"
+
+
+def _is_base(url: str) -> bool:
+    try:
+        parts = urlsplit(url)
+        whole = bool(parts.hostname) and parts.port != 0
+    except ValueError:
+        return False
+    return whole and parts.scheme in _PORTS and not parts.query and not parts.fragment and " " not in url
+
+
 def _check_base(url: str) -> None:
-    parts = urlsplit(url)
-    if parts.scheme not in ("http", "https") or not parts.hostname or parts.query or parts.fragment:
+    if not _is_base(url):
         raise ValueError("write a whole address, such as https://api.example")
 
 
@@ -307,9 +337,9 @@ _CHECKS: Final[dict[str, Callable[[str], None]]] = {
     "database_url": _one_of("postgresql://", "postgres://"),
     "storage_url": _one_of("s3://", "gs://", "az://"),
     "engine": _check_engine,
-    "comfyui_urls": _check_base,
 }
-_EMPTY: Final = ("", (), None)
+_PORTS: Final = {"http": 80, "https": 443}
+_EMPTY: Final = ("", ())
 _DEFAULTS: Final = {field.name: field.default for field in msgspec.structs.fields(Settings)}
 _MORE_VARIABLES: Final = ("config", "api_key", "base_url", "child_settings", "supervisor")
 

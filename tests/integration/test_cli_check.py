@@ -2,6 +2,9 @@
 
 import hashlib
 import json
+import os
+import shutil
+import subprocess
 import sys
 import threading
 from collections.abc import Callable, Iterator
@@ -9,10 +12,12 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
+import click
 import pytest
 from click.testing import CliRunner, Result
 
 from rushes.cli.checking import check
+from rushes.cli.comfyui import check_comfyui
 from rushes.cli.doctor import doctor
 from rushes.engines.comfyui.catalogue import (
     Installation,
@@ -22,7 +27,9 @@ from rushes.engines.comfyui.catalogue import (
     fetch_weights,
     sha256_of,
 )
-from rushes.errors import EngineError, ManifestError, NotFound
+from rushes.errors import EngineError, ManifestError, NotFound, SettingsError
+from rushes.settings import Settings
+from rushes.wiring import DATABASE
 from support.comfyui import Comfy, free_port, kinds
 
 FLF = "community/wan-2-2/first-last-frame"
@@ -139,7 +146,8 @@ def installation(tmp_path: Path) -> Path:
 # -- the command -----------------------------------------------------------------------------------------
 def test_a_model_that_fits_its_server(run: Callable[..., Result], comfy: Comfy) -> None:
     result = run("me/mine", "--comfyui", comfy.url)
-    assert (0, "1 model(s) usable, 0 problem(s)\n") == (result.return_value, result.stdout)
+    said = f"1 model(s) read; 0 error(s), 0 warning(s)\n1 of 1 can run on {comfy.url}\n"
+    assert (0, said) == (result.return_value, result.stdout)
     assert "" == result.stderr
 
 
@@ -169,7 +177,8 @@ def test_an_error_is_said_with_its_place_and_the_next_step(
     assert ["error", "1", "(EmptyImag)"] == lines[1].split()
     assert "there is no node class EmptyImag" == lines[2].strip()
     assert lines[3].strip().startswith("-> did you mean EmptyImage?")
-    assert "1 model(s) usable, 1 problem(s)" == lines[4]
+    assert "1 model(s) read; 1 error(s), 0 warning(s)" == lines[4]
+    assert f"0 of 1 can run on {comfy.url}" == lines[5]
 
 
 def test_a_finding_of_one_server_of_several_names_it(
@@ -180,6 +189,10 @@ def test_a_finding_of_one_server_of_several_names_it(
     result = run("me/mine", "--comfyui", comfy.url, "--comfyui", other)
     assert 1 == result.return_value
     assert f"1 (EmptyImage) (on {other})" in result.stdout
+    assert [f"1 of 1 can run on {comfy.url}", f"0 of 1 can run on {other}"] == result.stdout.splitlines()[-2:]
+    value = json.loads(run("me/mine", "--json", "--comfyui", comfy.url, "--comfyui", f"{other}/").stdout)
+    assert {comfy.url: 1, other: 0} == value["runnable"]
+    assert (1, 1, 0) == (value["models"], value["errors"], value["warnings"])
 
 
 def test_a_server_that_is_away_is_an_error_and_the_others_are_asked(
@@ -203,7 +216,7 @@ def test_a_broken_manifest_is_told_as_ever(run: Callable[..., Result], models: P
     result = run("me/mine")
     assert 1 == result.return_value
     assert "colour" in result.stderr
-    assert "0 model(s) usable, 1 problem(s)" in result.stdout
+    assert "0 model(s) read; 1 error(s), 0 warning(s)" in result.stdout
     (finding,) = json.loads(run("me/mine", "--json").stdout)["findings"]
     assert ("error", "manifest") == (finding["severity"], finding["kind"])
     assert "model.toml" in finding["where"]
@@ -212,6 +225,51 @@ def test_a_broken_manifest_is_told_as_ever(run: Callable[..., Result], models: P
 def test_a_model_that_is_not_there(run: Callable[..., Result]) -> None:
     with pytest.raises(NotFound, match="no/such"):
         run("no/such")
+    with pytest.raises(NotFound, match="me/min'"):
+        run("me/mine", "me/min")
+
+
+def test_several_models_are_checked_at_once(run: Callable[..., Result], models: Path) -> None:
+    result = run("me/mine", FLF)
+    assert 0 == result.return_value
+    assert "2 model(s) read; " in result.stdout
+    shutil.copytree(models / "me" / "mine", models / "me" / "mine2")
+    (models / "me" / "mine2" / "model.toml").write_text("name = ")
+    assert 0 == run("me/mine", FLF).return_value
+    assert 1 == run("me/mine2", FLF).return_value
+
+
+def test_a_model_without_a_workflow_cannot_run_there(
+    run: Callable[..., Result], comfy: Comfy, models: Path
+) -> None:
+    text = MANIFEST.replace('graph = "graph.json"', "")
+    (models / "me" / "mine" / "model.toml").write_text(text)
+    result = run("me/mine", "--comfyui", comfy.url)
+    assert 0 == result.return_value
+    assert f"0 of 1 can run on {comfy.url}" == result.stdout.splitlines()[-1]
+
+
+def test_an_address_without_its_scheme_is_told_how_to_be_written(run: Callable[..., Result]) -> None:
+    with pytest.raises(click.BadParameter, match="such as http://localhost:8188"):
+        run("--comfyui", "localhost:8188")
+
+
+def test_variants_that_no_model_has_are_noted(run: Callable[..., Result], models: Path) -> None:
+    manifest = models / "me" / "mine" / "model.toml"
+    noted = "RUSHES_COMFYUI_VARIANTS"
+    found = json.loads(run("me/mine", "--json", RUSHES_COMFYUI_VARIANTS="nope").stdout)["findings"]
+    assert [("note", noted, "unknown_variant")] == [
+        (one["severity"], one["where"], one["kind"]) for one in found if one["where"] == noted
+    ]
+    manifest.write_text(MANIFEST + '[engines.comfyui.variants.fp8]\ngraph = "graph.json"\n')
+    result = run(FLF, RUSHES_COMFYUI_VARIANTS="fp9,fp8")
+    assert 0 == result.return_value
+    assert "no model has a variant 'fp9'; did you mean fp8?" in result.stdout
+    assert "'fp8'" not in result.stdout
+    lines = run(command=doctor, RUSHES_COMFYUI_VARIANTS="fp9,fp8").stdout.splitlines()
+    (line,) = [line for line in lines if noted in line]
+    assert line.startswith("note")
+    assert "'fp9'" in line
 
 
 def test_a_folder_is_compared_without_starting_it(
@@ -236,6 +294,30 @@ def test_a_folder_is_compared_without_starting_it(
     assert missing | {damaged} == found(digest=right)
     (installation / "models" / "unet" / "a" / "w.safetensors").unlink()
     assert missing | {("error", "missing_weights", "3.unet_name (UNETLoader)")} == found(digest=right)
+
+
+def test_the_paths_that_the_arguments_name_count(
+    run: Callable[..., Result], models: Path, installation: Path, tmp_path: Path
+) -> None:
+    folder = models / "me" / "mine"
+    graph = {**GRAPH, "3": {"class_type": "EmptyImage", "inputs": {"unet_name": "a/w.safetensors"}}}
+    (folder / "graph.json").write_text(json.dumps(graph))
+    (folder / "model.toml").write_text(MANIFEST + WEIGHTS.format(digest="0" * 64))
+    weights = installation / "models" / "unet" / "a"
+    (tmp_path / "far").mkdir()
+    weights.rename(tmp_path / "far" / "a")
+    (tmp_path / "one.yaml").write_text("x:\n  vae: nowhere\n")
+    (installation / "two.yaml").write_text("x:\n  unet: ../far\n")
+
+    def found(arguments: str) -> list[str]:
+        settings = {"RUSHES_COMFYUI_DIR": str(installation), "RUSHES_COMFYUI_ARGS": arguments}
+        return [one["kind"] for one in json.loads(run("me/mine", "--json", **settings).stdout)["findings"]]
+
+    assert ["missing_weights"] == found("--lowvram")
+    assert [] == found(f"--lowvram --extra-model-paths-config '{tmp_path}/one.yaml' two.yaml --port 1")
+    assert [] == found(f"--extra-model-paths-config={tmp_path}/one.yaml --extra-model-paths-config two.yaml")
+    assert ["comfyui"] == found("--extra-model-paths-config three.yaml")
+    assert ["comfyui"] == found("--extra-model-paths-config")
 
 
 def test_a_folder_that_is_none(run: Callable[..., Result], tmp_path: Path) -> None:
@@ -270,13 +352,17 @@ def test_what_a_folder_has(installation: Path) -> None:
     assert frozenset({"a/w.safetensors"}) == there.weights("diffusion_models") == there.weights("unet")
     assert frozenset({"v.safetensors"}) == there.weights("vae")
     assert (shelf / "vae" / "v.safetensors") == there.weight("vae", "v.safetensors")
-    assert (shelf / "te", shelf / "te2", models / "text_encoders", models / "clip") == there.places("clip")
+    # As ComfyUI has it: what is called default last comes first.
+    assert (shelf / "te2", shelf / "te", models / "text_encoders", models / "clip") == there.places("clip")
     assert (models / "loras", installation.parent / "loras") == there.places("loras")
     assert (shelf / "vae", models / "loras") == (there.home("vae"), there.home("loras"))
     assert there.weight("vae", "../vae/v.safetensors") is None
     assert there.weight("vae", str(shelf / "vae" / "v.safetensors")) is None
     assert frozenset({"EmptyImage", "SaveImage"}) == there.classes({"EmptyImage", "SaveImage", "Switched"})
     assert frozenset({"my-pack"}) == there.packs()
+    moved = Installation(installation, "--base-directory ../far")
+    assert (installation / ".." / "far" / "models" / "loras") == moved.home("loras")
+    assert frozenset() == moved.packs()
     assert hashlib.sha256(b"v").hexdigest() == sha256_of(shelf / "vae" / "v.safetensors")
 
 
@@ -306,4 +392,58 @@ def test_doctor_says_whether_a_folder_can_be_started(run: Callable[..., Result],
     assert "RUSHES_COMFYUI_PYTHON" in line  # this Python has no torch
     result = run(command=doctor, **{**settings, "RUSHES_COMFYUI_PYTHON": "/no/python"})
     (line,) = [line for line in result.stdout.splitlines() if f"ComfyUI {installation}" in line]
-    assert "cannot be run" in line
+    assert "'/no/python' is no program that is there" in line
+    result = run(command=doctor, **{**settings, "RUSHES_COMFYUI_ARGS": "--extra-model-paths-config 'a b"})
+    (line,) = [line for line in result.stdout.splitlines() if f"ComfyUI {installation}" in line]
+    assert "RUSHES_COMFYUI_ARGS cannot be read" in line
+    result = run(command=doctor)
+    (line,) = [line for line in result.stdout.splitlines() if "  models: " in line]
+    assert "model(s) read; 0 error(s)" in line
+
+
+# -- settings that no ComfyUI can be started with ----------------------------------------------------------
+@pytest.mark.parametrize("command", ["serve", "worker"])
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [
+        ({"DIR": "/nope"}, "RUSHES_COMFYUI_DIR: /nope is not the folder of a ComfyUI: it is not there"),
+        ({"DIR": "{data}"}, "it has no main.py"),
+        ({"PYTHON": "/no/python"}, "RUSHES_COMFYUI_PYTHON: '/no/python' is no program that is there"),
+        ({"PYTHON": "{comfyui}/main.py"}, "cannot be executed"),
+        ({"ARGS": "--lowvram '"}, "RUSHES_COMFYUI_ARGS cannot be read (No closing quotation)"),
+        ({"ARGS": "--extra-model-paths-config no.yaml"}, "there is no file {comfyui}/no.yaml"),
+    ],
+)
+def test_settings_that_cannot_work_are_refused_at_once(
+    tmp_path: Path, installation: Path, command: str, settings: dict[str, str], words: str
+) -> None:
+    data = tmp_path / "data"
+    data.mkdir()
+    (data / DATABASE).touch()  # a worker wants one; it is not opened
+    places = {"data": str(data), "comfyui": str(installation)}
+    given = {"DIR": str(installation), **settings}
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("RUSHES_")}
+    environment |= {f"RUSHES_COMFYUI_{name}": text.format(**places) for name, text in given.items()}
+    port = ["--port", "0"] if command == "serve" else []
+    done = subprocess.run(
+        [sys.executable, "-m", "rushes.cli.main", command, *port, "--data-dir", str(data)],
+        cwd=tmp_path,
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert (2, "") == (done.returncode, done.stdout)
+    (line,) = done.stderr.splitlines()
+    assert words.format(**places) in line
+    assert [DATABASE] == [file.name for file in data.iterdir()]
+
+
+def test_they_are_looked_at_only_where_slots_start_a_comfyui(tmp_path: Path, installation: Path) -> None:
+    nowhere = Path("/nope")
+    check_comfyui(Settings(engine="comfyui", comfyui_dir=nowhere, workers=0))
+    check_comfyui(Settings(engine="draft", comfyui_dir=nowhere))
+    check_comfyui(Settings(engine="comfyui", comfyui_dir=installation))
+    with pytest.raises(SettingsError, match="/nope"):
+        check_comfyui(Settings(engine="comfyui", comfyui_dir=nowhere))

@@ -175,6 +175,58 @@ def test_what_comes_next_can_be_pasted(here: Path, capfd: Said) -> None:
     assert ["rushes", "run", "local/w", "-i", '6_text=it\'s "quoted" & $HOME'] == run
 
 
+@pytest.mark.parametrize(
+    ("prompt", "short"),
+    [
+        ("a lighthouse,\nin a storm; " * 30, "a lighthouse, in a storm; a lighthouse"),
+        ("x" * 500, "x" * 40),
+        ("@home", "@@home"),
+    ],
+)
+def test_the_command_to_paste_is_short(here: Path, capfd: Said, prompt: str, short: str) -> None:
+    graph = text_to_image()
+    graph["6"]["inputs"]["text"] = prompt
+    save(here / "w.json", graph)
+
+    assert 0 == execute(["models", "import", "w.json", *INFO])
+
+    last = capfd.readouterr().out.splitlines()[-1]
+    assert ["rushes", "run", "local/w", "-i", f"6_text={short}"] == shlex.split(last)
+    assert prompt == model_at(here / "models", "local/w").sample["6_text"]
+
+
+def test_what_a_running_server_needs_is_said(here: Path, monkeypatch: pytest.MonkeyPatch, capfd: Said) -> None:
+    save(here / "w.json", text_to_image())
+    said = f"a server shows it if it was started with RUSHES_MODELS_DIR={here / 'models'}:"
+
+    assert 0 == execute(["models", "import", "w.json", *INFO])
+    assert said in capfd.readouterr().out
+
+    monkeypatch.setenv("RUSHES_MODELS_DIR", "models")
+    assert 0 == execute(["models", "import", "w.json", *INFO, "--force"])
+    assert said in capfd.readouterr().out
+
+
+def test_an_empty_folder_for_models_is_none(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RUSHES_MODELS_DIR", "")
+    save(here / "w.json", text_to_image())
+
+    assert 0 == execute(["models", "import", "w.json", *INFO])
+
+    assert ["models", "w.json"] == sorted(path.name for path in here.iterdir())
+
+
+def test_an_id_that_hides_a_model_of_ours_is_noted(here: Path, capfd: Said) -> None:
+    save(here / "w.json", text_to_image())
+    id_ = "community/wan-2-2/first-last-frame"
+
+    assert 0 == execute(["models", "import", "w.json", *INFO, "--id", id_])
+    assert f"{id_} comes with Rushes, too" in capfd.readouterr().out
+
+    assert 0 == execute(["models", "import", "w.json", *INFO])
+    assert "comes with Rushes" not in capfd.readouterr().out
+
+
 def test_a_model_that_is_there_is_not_written_over(here: Path, capfd: Said) -> None:
     save(here / "w.json", text_to_image())
     assert 0 == execute(["models", "import", "w.json", *INFO])
@@ -198,6 +250,25 @@ def test_ids_that_are_none_are_refused_before_anything_is_written(here: Path, id
     assert ["w.json"] == [path.name for path in here.iterdir()]
 
 
+@pytest.mark.parametrize(
+    ("id_", "likely"),
+    [
+        ("foo", "local/foo"),
+        ("Me/My Model", "me/my-model"),
+        ("/", "local/name"),
+        ("a/openapi.json", "a/openapi-json"),
+    ],
+)
+def test_an_id_that_is_none_is_told_how_to_be_written(here: Path, capfd: Said, id_: str, likely: str) -> None:
+    save(here / "w.json", text_to_image())
+
+    assert Exit.USAGE == execute(["models", "import", "w.json", *INFO, "--id", id_])
+
+    said = " ".join(capfd.readouterr().err.split())
+    assert "an id is OWNER/NAME" in said
+    assert said.endswith(f"such as {likely}")
+
+
 # -- what cannot be imported ------------------------------------------------------------------------------------
 def test_the_pages_format_needs_a_comfyui(here: Path, capfd: Said) -> None:
     save(here / "w.json", template("text_to_video_wan"))
@@ -211,8 +282,10 @@ def test_the_pages_format_needs_a_comfyui(here: Path, capfd: Said) -> None:
     ("content", "said"),
     [
         (b"{", "not JSON"),
-        (b"[]", "must be a JSON object"),
-        (b"{}", "no node in it"),
+        (b"[]", "this is no workflow"),
+        (b"{}", "this is no workflow"),
+        (b'{"name": "x", "scripts": {"build": "make"}}', "this is no workflow: there is no node in it"),
+        (b'{"prompt": {"a": 1}}', "this is no workflow"),
         (b'{"1": {"inputs": {}}}', "no class_type"),
         (b'{"1": {"class_type": "SaveImage", "inputs": {"images": ["9", 0]}}}', "which is not in the graph"),
         (b"GIF89a", "holds no workflow"),
@@ -273,6 +346,16 @@ def test_exposing_what_is_not_there_writes_nothing(here: Path, capfd: Said) -> N
     assert Exit.FAILED == execute(["models", "import", "w.json", *INFO, "--expose", "3.step"])
 
     assert "did you mean steps?" in capfd.readouterr().err
+    assert not (here / "models").exists()
+
+
+def test_exposing_a_path_is_refused(here: Path, capfd: Said) -> None:
+    save(here / "w.json", text_to_image())
+
+    assert Exit.FAILED == execute(["models", "import", "w.json", *INFO, "--expose", "9.filename_prefix"])
+
+    said = capfd.readouterr().err
+    assert "--expose 9.filename_prefix: it names a path on ComfyUI's disk, which no request may choose" in said
     assert not (here / "models").exists()
 
 

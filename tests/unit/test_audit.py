@@ -131,6 +131,13 @@ def test_a_model_that_fits_is_found_well_with_and_without_a_server(make: Make) -
     assert [] == audit(model, comfyui=live())
 
 
+@pytest.mark.parametrize("name", ["output_path", "filename_prefix", "save_dir"])
+def test_a_path_that_requests_choose_is_an_error(make: Make, name: str) -> None:
+    writer = {"class_type": "Writer", "inputs": {"images": ["3", 0], name: "x"}}
+    model = make({"6": writer}, {f"6_{name}": {"type": "string", "default": "x"}})
+    assert ("error", "unsafe_path", f"6_{name}") in kinds(audit(model))
+
+
 def test_a_model_without_a_graph_is_worth_a_note(make: Make) -> None:
     made = make()
     text = (made.folder / "model.toml").read_text().replace('graph = "graph.json"', "")

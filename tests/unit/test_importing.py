@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from rushes.catalog.audit import audit
 from rushes.catalog.importing.propose import CannotImport, propose
 from rushes.catalog.samples import sample_names
 from rushes.catalog.workflow import Graph
@@ -300,7 +301,11 @@ def test_exposing_an_input_that_the_graph_leaves_out_puts_its_default_there(tmp_
     ("exposed", "said"),
     [
         ("3", "write NODE.INPUT"),
-        ("33.steps", "did you mean 3?"),
+        (
+            "33.steps",
+            "there is no node 33; the nodes are 4 (CheckpointLoaderSimple), 5 (EmptyLatentImage), 6 (",
+        ),
+        ("ksampler.steps", "write the node's number: 3.steps"),
         ("3.step", "did you mean steps?"),
         ("3.model", "it comes from node 4 (CheckpointLoaderSimple); expose 4.ckpt_name instead"),
     ],
@@ -310,6 +315,37 @@ def test_exposing_what_is_not_there_says_what_is(exposed: str, said: str) -> Non
         propose(text_to_image(), object_info(), expose=[exposed])
 
     assert said in str(error.value)
+
+
+@pytest.mark.parametrize(
+    "name", ["filename_prefix", "output_path", "save dir", "folder_name", "custom_directory", "lora", "clip"]
+)
+def test_no_request_may_choose_a_path(tmp_path: Path, name: str) -> None:
+    graph = text_to_image()
+    value = "x.safetensors" if name == "lora" else "x.mp4" if name == "clip" else "x"
+    graph["70"] = node("WriteSomewhere", "My writer", images=["8", 0], **{name: value, "words": "y"})
+    graph["9"]["inputs"]["images"] = ["70", 0]
+
+    with pytest.raises(CannotImport, match="which no request may choose"):
+        propose(graph, object_info(), expose=[f"70.{name}"])
+
+    proposal = propose(graph, object_info(), expose=["70.words"])
+    model, _ = written(proposal, tmp_path)
+    assert "70_words" in [field.name for field in proposal.fields]
+    assert [] == [one for one in audit(model) if one.severity == "error"]
+
+
+def test_a_node_with_a_title_proposes_no_paths(tmp_path: Path) -> None:
+    graph = text_to_image()
+    graph["70"] = node("Writer", "My writer", images=["8", 0], output_path="x", words="y")
+    graph["9"]["inputs"]["images"] = ["70", 0]
+    texts = {name: ["STRING", {}] for name in ("output_path", "words")}
+    info = {"input": {"required": {"images": ["IMAGE"], **texts}}, "output": ["IMAGE"], "name": "Writer"}
+
+    proposal = propose(graph, {**object_info(), "Writer": info})
+
+    assert "70_words" in [field.name for field in proposal.fields]
+    assert "70_output_path" not in [field.name for field in proposal.fields]
 
 
 def test_ids_out_of_subgraphs_and_strange_names_bind(tmp_path: Path) -> None:

@@ -149,13 +149,42 @@ def test_comfyui_servers_choose_the_engine_and_the_slots() -> None:
 
 
 @pytest.mark.parametrize(
+    ("written", "address"),
+    [
+        ("http://127.0.0.1:8188/", "http://127.0.0.1:8188"),
+        ("HTTP://Box.Example:80//", "http://box.example"),
+        ("https://u:P@Box:8443/Comfy/", "https://u:P@box:8443/Comfy"),
+        ("https://box:80", "https://box:80"),
+        ("http://[FE80::1]:8188", "http://[fe80::1]:8188"),
+    ],
+)
+def test_a_server_has_one_address(written: str, address: str) -> None:
+    assert (address,) == load({"RUSHES_COMFYUI_URLS": written}).comfyui_urls
+
+
+def test_an_empty_path_is_no_path(tmp_path: Path) -> None:
+    settings = load({"RUSHES_MODELS_DIR": "", "RUSHES_COMFYUI_DIR": ""})
+    assert (None, None, "draft") == (settings.models_dir, settings.comfyui_dir, settings.engine)
+    file = tmp_path / "rushes.toml"
+    file.write_text('models_dir = ""\ncomfyui_dir = "/srv/ComfyUI"\n')
+    settings = load({"RUSHES_COMFYUI_DIR": ""}, file=file)
+    assert (None, Path("/srv/ComfyUI")) == (settings.models_dir, settings.comfyui_dir)
+
+
+@pytest.mark.parametrize(
     ("words", "environment"),
     [
         ("not both", {"RUSHES_COMFYUI_URLS": "http://a:1", "RUSHES_COMFYUI_DIR": "/srv"}),
         ("one slot for each of 1", {"RUSHES_COMFYUI_URLS": "http://a:1", "RUSHES_WORKERS": "2"}),
         ("twice", {"RUSHES_COMFYUI_URLS": "http://a:1,http://a:1"}),
         ("needs RUSHES_COMFYUI_URLS", {"RUSHES_ENGINE": "comfyui"}),
-        ("whole address", {"RUSHES_COMFYUI_URLS": "localhost:8188"}),
+        ("http://a:1 twice", {"RUSHES_COMFYUI_URLS": "http://a:1,http://a:1/"}),
+        ("http://a twice", {"RUSHES_COMFYUI_URLS": "http://u:p@A/,http://u:p@a:80"}),
+        ("https://[::1]/x twice", {"RUSHES_COMFYUI_URLS": "https://[::1]:443/x/,HTTPS://[::1]/x"}),
+        ("such as http://localhost:8188", {"RUSHES_COMFYUI_URLS": "localhost:8188"}),
+        ("such as http://10.0.0.2:8188/a", {"RUSHES_COMFYUI_URLS": "10.0.0.2:8188/a"}),
+        ("such as http://127.0.0.1:8188", {"RUSHES_COMFYUI_URLS": "ftp://a"}),
+        ("such as http://127.0.0.1:8188", {"RUSHES_COMFYUI_URLS": "http://a:99999"}),
     ],
 )
 def test_comfyui_settings_that_cannot_be(words: str, environment: dict[str, str]) -> None:

@@ -12,9 +12,11 @@ import msgspec
 
 from rushes.catalog.audit_nodes import (
     MEDIA_SUFFIXES,
+    PATH_NAMES,
     Nodes,
     Spec,
     bad_link,
+    is_path_name,
     is_weight,
     label,
     links,
@@ -54,7 +56,6 @@ _SAVES: Final[dict[str, str]] = {
 }
 """What the files of a node are; "either" where only the file itself tells."""
 _TEMPORARY: Final = ("PreviewImage", "MaskPreview", "PreviewAudio")
-_PATH_NAMES: Final = ("filename_prefix", "subfolder", "directory", "folder", "path", "file", "filename")
 
 
 class Finding(msgspec.Struct, frozen=True):
@@ -213,7 +214,10 @@ class _Audit:
 
     def _paths(self) -> Iterator[Finding]:
         for id_, class_type, name, value in plain_inputs(self._graph):
-            if not isinstance(value, str) or not self._names_file(class_type, name, value):
+            if not isinstance(value, str):
+                continue
+            names_file = self._names_file(class_type, name, value)
+            if not names_file and not is_path_name(name):
                 continue
             field = self._fields.get(self._bound.get((id_, name), ""))
             if field and field.role not in FILE_ROLES and field.enum is None and field.type == "string":
@@ -225,7 +229,7 @@ class _Audit:
                     "give it an enum, or a role that takes a file",
                 )
             choices = self._spec(class_type, name)
-            why = why_unsafe(value) if value else None
+            why = why_unsafe(value) if value and names_file else None
             if why and not (choices and choices.choices and value in choices.choices):
                 yield self._unsafe(id_, name, value, why)
 
@@ -238,7 +242,7 @@ class _Audit:
 
     def _names_file(self, class_type: str, name: str, value: str) -> bool:
         spec = self._spec(class_type, name)
-        if is_weight(value) or loads_file(spec, class_type, name) or name in _PATH_NAMES:
+        if is_weight(value) or loads_file(spec, class_type, name) or name in PATH_NAMES:
             return True
         return len(value) < 300 and "\n" not in value and value.lower().endswith(MEDIA_SUFFIXES)
 

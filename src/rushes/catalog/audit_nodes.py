@@ -54,6 +54,12 @@ _FOLDERS_BY_INPUT: Final = {
     "hypernetwork_name": "hypernetworks",
     "audio_encoder_name": "audio_encoders",
 }
+PATH_NAMES: Final = ("filename_prefix", "subfolder", "directory", "folder", "path", "file", "filename")
+"""Inputs whose value is surely a path."""
+_PATH_WORDS: Final = re.compile(
+    r"(?:^|[_ ])(?:path|dir|directory|folder|subfolder|file|filename)s?(?:[_ ](?:name|prefix|path))?$",
+    re.IGNORECASE,
+)
 _SIZES: Final = ("width", "height")
 _LENGTHS: Final = ("length", "num_frames")
 _STRANGE_TYPE: Final = ("COMFY_", "*")
@@ -124,6 +130,11 @@ def _known_specs(class_type: str) -> dict[str, Spec]:
 def loads_file(spec: Spec | None, class_type: str, name: str) -> bool:
     """Whether this input names a file in ComfyUI's input folder."""
     return spec.upload if spec else _LOADERS.get(class_type) == name
+
+
+def is_path_name(name: str) -> bool:
+    """Whether an input is called like one that takes a path, such as ``filename_prefix`` or ``output_path``."""
+    return name in PATH_NAMES or bool(_PATH_WORDS.search(name))
 
 
 def is_weight(value: Any) -> bool:

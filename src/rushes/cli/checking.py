@@ -8,9 +8,14 @@ import click
 
 from rushes.catalog.audit import Finding, Held, Holdings, Needs, audit, needs_of
 from rushes.catalog.load import Catalog
+from rushes.catalog.model import Model
+from rushes.catalog.workflow import has_workflow
+from rushes.cli.comfyui import unknown_variants
 from rushes.cli.options import config_option, load
+from rushes.cli.show import as_json as dumped
+from rushes.cli.show import clean
 from rushes.errors import ManifestError, NotFound, RushesError
-from rushes.settings import Settings
+from rushes.settings import Settings, server_address
 
 NOTHING_ASKED: Final = (
     "No ComfyUI was asked, so that node classes, their bounds and the weights were not compared: "
@@ -19,15 +24,32 @@ NOTHING_ASKED: Final = (
 _COLOURS: Final = {"error": "red", "warning": "yellow", "note": "cyan"}
 
 
+def address(_context: click.Context, _option: click.Parameter, value: Any) -> Any:
+    """The ``--comfyui`` of a command line in its one form, as those of the settings have it."""
+    try:
+        if isinstance(value, tuple):
+            return tuple(dict.fromkeys(map(server_address, value)))
+        return server_address(value) if value else None
+    except ValueError as error:
+        raise click.BadParameter(str(error)) from None
+
+
 @click.command()
-@click.argument("model_id", required=False)
-@click.option("--comfyui", "urls", multiple=True, metavar="URL", help="A running ComfyUI; may be repeated.")
+@click.argument("ids", nargs=-1, metavar="[ID]...")
+@click.option(
+    "--comfyui",
+    "urls",
+    multiple=True,
+    metavar="URL",
+    callback=address,
+    help="A running ComfyUI; may be repeated.",
+)
 @click.option("--offline", is_flag=True, help="Ask no server, not even those of RUSHES_COMFYUI_URLS.")
 @click.option("--hash", "hashed", is_flag=True, help="Compare checksums of weights in RUSHES_COMFYUI_DIR, too.")
 @click.option("--json", "as_json", is_flag=True, help="Print the findings as JSON.")
 @config_option
 def check(
-    model_id: str | None,
+    ids: tuple[str, ...],
     *,
     urls: tuple[str, ...],
     offline: bool,
@@ -35,7 +57,7 @@ def check(
     as_json: bool,
     config: Path | None,
 ) -> int:
-    """Check every model folder (or one): what is broken, where, and how to mend it.
+    """Check every model folder, or those of some models: what is broken, where, and how to mend it.
 
     Workflows are compared with each ComfyUI that --comfyui or RUSHES_COMFYUI_URLS names, or with the folder of
     RUSHES_COMFYUI_DIR: missing nodes and weights, with commands that get them, values that a node refuses.
@@ -45,10 +67,12 @@ def check(
         raise click.UsageError("--offline asks no server: leave --comfyui out")
     settings = load(config)
     catalog = Catalog.load(settings.models_dir)
-    broken = [one for one in catalog.broken if model_id is None or model_id in one.file]
-    if model_id is not None and catalog.get(model_id) is None and not broken:
-        raise NotFound(f"There is no model {model_id!r}; `rushes models list` shows them.")
-    models = [entry.model for entry in catalog.entries() if model_id in (None, entry.model.id)]
+    broken = [one for one in catalog.broken if not ids or any(_is_of(one, id_) for id_ in ids)]
+    for id_ in ids:
+        if catalog.get(id_) is None and not any(_is_of(one, id_) for one in broken):
+            raise NotFound(f"There is no model {id_!r}; `rushes models list` shows them.")
+    every = [entry.model for entry in catalog.entries()]
+    models = [model for model in every if not ids or model.id in ids]
     prefer = settings.comfyui_variants
     needs = _together([needs_of(model, prefer) for model in models])
     holdings, failures = _look(settings, () if offline else urls or settings.comfyui_urls, needs, hashed=hashed)
@@ -57,20 +81,42 @@ def check(
         for holding in holdings or (None,):
             for finding in audit(model, prefer, holding):
                 found.setdefault(finding, []).append(holding.name if holding else "")
-    listed: list[tuple[Finding, list[str]]] = [*((one, []) for one in failures), *found.items()]
+    general = [*failures, *_idle_variants(prefer, every)]
+    listed: list[tuple[Finding, list[str]]] = [*((one, []) for one in general), *found.items()]
     errors = len(broken) + sum(finding.severity == "error" for finding, _ in listed)
+    warnings = sum(finding.severity == "warning" for finding, _ in listed)
+    runnable = {holding.name: _runnable(models, found, holding.name) for holding in holdings}
     if as_json:
-        _print_json(len(models), errors, broken, listed, holdings)
+        counts = {"models": len(models), "errors": errors, "warnings": warnings}
+        asked = {"comfyui": list(runnable), "runnable": runnable}
+        _print_json({**counts, **asked}, broken, listed)
     else:
         for one in broken:
             click.echo(one.message, err=True)
         _print_text(listed, len(holdings))
         if not holdings and not failures:
             click.echo(NOTHING_ASKED, err=True)
-        warnings = sum(finding.severity == "warning" for finding, _ in listed)
-        also = f", {warnings} warning(s)" if warnings else ""
-        click.echo(f"{len(models)} model(s) usable, {errors} problem(s){also}")
+        click.echo(f"{len(models)} model(s) read; {errors} error(s), {warnings} warning(s)")
+        for name, count in runnable.items():
+            click.echo(clean(f"{count} of {len(models)} can run on {name}"))
     return 1 if errors else 0
+
+
+def _is_of(error: ManifestError, id_: str) -> bool:
+    """Whether the broken file lies in the folder of the model ``id_``."""
+    return f"/{id_}/" in f"/{error.file}"
+
+
+def _runnable(models: Sequence[Model], found: Mapping[Finding, list[str]], name: str) -> int:
+    """How many of the models have a workflow, and no error on the ComfyUI of this name."""
+    wrong = {finding.model for finding, names in found.items() if finding.severity == "error" and name in names}
+    return sum(has_workflow(model) and model.id not in wrong for model in models)
+
+
+def _idle_variants(prefer: Sequence[str], models: Sequence[Model]) -> Iterator[Finding]:
+    for name, hint in unknown_variants(prefer, models).items():
+        text = f"no model has a variant {name!r}; {hint}"
+        yield Finding("note", "", "RUSHES_COMFYUI_VARIANTS", "unknown_variant", text)
 
 
 # -- what there is ---------------------------------------------------------------------------------------
@@ -83,7 +129,9 @@ def _look(
     for name in [str(folder)] if folder is not None else urls:
         try:
             holdings.append(
-                _of_folder(folder, needs, hashed=hashed) if folder is not None else _of_server(name, needs)
+                _of_folder(settings, folder, needs, hashed=hashed)
+                if folder is not None
+                else _of_server(name, needs)
             )
         except RushesError as error:
             from rushes.engines.comfyui.catalogue import without_password
@@ -100,10 +148,10 @@ def _of_server(url: str, needs: Needs) -> Holdings:
     return Holdings(name=without_password(url), nodes=nodes, weights=fetch_weights(url, needs.folders))
 
 
-def _of_folder(folder: Path, needs: Needs, *, hashed: bool) -> Holdings:
+def _of_folder(settings: Settings, folder: Path, needs: Needs, *, hashed: bool) -> Holdings:
     from rushes.engines.comfyui.catalogue import Installation, sha256_of
 
-    there = Installation(folder)
+    there = Installation(folder, settings.comfyui_args)
     files = {}
     for weight in needs.weights:
         if place := there.weight(weight.folder, weight.file):
@@ -117,7 +165,7 @@ def _of_folder(folder: Path, needs: Needs, *, hashed: bool) -> Holdings:
         files=files,
         inputs=frozenset(),  # a ComfyUI that a slot starts has an input folder of its own, empty at first
         homes={kind: str(there.home(kind)) for kind in needs.folders},
-        custom_nodes=str(folder / "custom_nodes"),
+        custom_nodes=str(there.base / "custom_nodes"),
     )
 
 
@@ -131,8 +179,6 @@ def _together(needs: Sequence[Needs]) -> Needs:
 
 # -- what is printed -------------------------------------------------------------------------------------
 def _print_text(listed: Sequence[tuple[Finding, list[str]]], asked: int) -> None:
-    from rushes.cli.show import clean
-
     model = None
     for finding, names in listed:
         if finding.model != model:
@@ -147,21 +193,9 @@ def _print_text(listed: Sequence[tuple[Finding, list[str]]], asked: int) -> None
 
 
 def _print_json(
-    usable: int,
-    problems: int,
-    broken: Sequence[ManifestError],
-    listed: Sequence[tuple[Finding, list[str]]],
-    holdings: Sequence[Holdings],
+    counts: Mapping[str, Any], broken: Sequence[ManifestError], listed: Sequence[tuple[Finding, list[str]]]
 ) -> None:
-    from rushes.cli.show import as_json
-
-    value: Mapping[str, Any] = {
-        "models": usable,
-        "problems": problems,
-        "comfyui": [holding.name for holding in holdings],
-        "findings": list(_as_tables(broken, listed)),
-    }
-    click.echo(as_json(value))
+    click.echo(dumped({**counts, "findings": list(_as_tables(broken, listed))}))
 
 
 def _as_tables(

@@ -13,6 +13,7 @@ from urllib.parse import urlsplit
 
 import click
 
+from rushes.cli.comfyui import python_of, unknown_variants
 from rushes.cli.options import config_option, data_dir_option, has_store, load, store_place, unmatched
 from rushes.errors import EngineError, RushesError, SettingsError, StoreUnavailable
 from rushes.settings import Settings
@@ -218,7 +219,7 @@ def _catalog(settings: Settings) -> Iterator[Finding]:
 
     catalog = Catalog.load(settings.models_dir)
     known = [entry.model.id for entry in catalog.entries()]
-    yield "ok", "models", f"{len(known)} usable"
+    yield "ok", "models", f"{len(known)} model(s) read; {len(catalog.broken)} error(s)"
     idle = unmatched(settings.models, known)
     none = len(idle) == len([part for part in settings.models.split(",") if part.strip()])
     for pattern in idle:
@@ -227,6 +228,9 @@ def _catalog(settings: Settings) -> Iterator[Finding]:
         yield "bad" if none else "note", "worker models", text
     for problem in catalog.broken:
         yield "bad", "model", problem.message
+    read = (entry.model for entry in catalog.entries())
+    for name, hint in unknown_variants(settings.comfyui_variants, read).items():
+        yield "note", "variants", f"RUSHES_COMFYUI_VARIANTS: no model has a variant {name!r}; {hint}"
     if settings.models_dir is None:
         yield "note", "your own models", "none; set RUSHES_MODELS_DIR to a folder with them (docs/models.md)"
 
@@ -282,12 +286,11 @@ def _comfyui_folder(settings: Settings, folder: Path) -> Iterator[Finding]:
 
     what = f"ComfyUI {folder}"
     try:
-        there = Installation(folder)
+        python = python_of(settings, folder)
+        there = Installation(folder, settings.comfyui_args)
     except RushesError as error:
         yield "bad", what, _one_line(error.message)
         return
-    own = folder / "venv" / "bin" / "python"
-    python = settings.comfyui_python or (str(own) if own.exists() else sys.executable)
     program = "import torch, aiohttp, yaml, safetensors; print(torch.__version__)"
     try:
         done = subprocess.run([python, "-c", program], capture_output=True, text=True, timeout=120, check=False)

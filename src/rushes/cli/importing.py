@@ -13,10 +13,11 @@ import orjson
 
 from rushes.catalog.importing.propose import CannotImport, Proposal, propose
 from rushes.catalog.importing.write import files_of
-from rushes.catalog.load import load_entry
-from rushes.catalog.manifest import model_id
-from rushes.catalog.model import Model
+from rushes.catalog.load import BUILTIN, load_entry
+from rushes.catalog.manifest import FEWEST_SEGMENTS, MOST_SEGMENTS, model_id
+from rushes.catalog.model import FILE_ROLES, Model
 from rushes.catalog.paths import MANIFEST, shown
+from rushes.cli.checking import address
 from rushes.cli.importing_convert import convert
 from rushes.cli.importing_files import read_source
 from rushes.cli.options import config_option, load
@@ -27,12 +28,20 @@ from rushes.settings import Settings
 DEFAULT_FOLDER: Final = Path("models")
 _SHORT: Final = 48
 """Characters of a value in the table."""
+_WORDS: Final = 40
+"""Characters of a prompt in the command to paste."""
 
 
 @click.command(name="import")
 @click.argument("workflow", type=click.Path(dir_okay=False, path_type=Path))
 @click.option("--id", "id_", metavar="OWNER/NAME", help="The model's id (default: local/ and the file's name).")
-@click.option("--comfyui", "url", metavar="URL", help="A running ComfyUI (default: the first that is set up).")
+@click.option(
+    "--comfyui",
+    "url",
+    metavar="URL",
+    callback=address,
+    help="A running ComfyUI (default: the first that is set up).",
+)
 @click.option(
     "--object-info",
     type=click.Path(dir_okay=False, path_type=Path),
@@ -72,6 +81,8 @@ def import_(
     proposal = _proposal(workflow, known, expose)
     if where:
         proposal.notes.insert(0, f"types, bounds and choices are those of {where}")
+    if (BUILTIN.joinpath(*id_.split("/")) / MANIFEST).exists():
+        proposal.notes.append(f"{id_} comes with Rushes, too: where this folder is read, yours takes its place")
     files = files_of(proposal, id_=id_, name=name or _title(workflow.stem), source=workflow.name)
     model = _write(root, folder, id_, files)
     _report(settings, root, model, proposal)
@@ -144,10 +155,16 @@ def _checked_folder(root: Path, id_: str, *, force: bool) -> Path:
     """Where the model goes. Refuses ids that are none, and folders that hold something already."""
     folder = root.joinpath(*id_.split("/"))
     try:
-        if "/".join(folder.relative_to(root).parts) != id_ or model_id(folder, root) != id_:
-            raise click.UsageError(f"--id {id_!r}: write it as owner/name")
-    except ManifestError as error:
-        raise click.UsageError(f"--id {id_!r}: {error.problem}") from None
+        whole = "/".join(folder.relative_to(root).parts) == id_ and model_id(folder, root) == id_
+    except (ManifestError, ValueError):  # ValueError: an absolute one leads out of the root
+        whole = False
+    if not whole:
+        parts = [_slug(part) for part in id_.split("/") if re.search("[a-zA-Z0-9]", part)]
+        likely = "/".join(["local", *(parts or ["name"])][-FEWEST_SEGMENTS:])
+        raise click.UsageError(
+            f"--id {id_!r}: an id is OWNER/NAME, up to {MOST_SEGMENTS} parts of lower-case letters and digits with "
+            f"single dots, dashes or underscores between them, such as {likely}"
+        )
     if folder.exists() and not force and (not folder.is_dir() or any(folder.iterdir())):
         raise click.UsageError(
             f"{shown(folder)} is there already: give --force to write over it, or another --id"
@@ -198,8 +215,13 @@ def _report(settings: Settings, root: Path, model: Model, proposal: Proposal) ->
     )
     if proposal.loras:
         click.echo("LoRAs as an input: take the # from its last [[inputs]]")
-    if settings.models_dir is None or root.resolve() != settings.models_dir.resolve():
-        click.echo(f"\nexport RUSHES_MODELS_DIR={shlex.quote(str(root.resolve()))}")
+    place = root.resolve()
+    click.echo(
+        f"a server shows it if it was started with RUSHES_MODELS_DIR={shlex.quote(str(place))}: within a second "
+        "if it runs already; one that runs without has to be started again with it"
+    )
+    if settings.models_dir is None or place != settings.models_dir.resolve():
+        click.echo(f"\nexport RUSHES_MODELS_DIR={shlex.quote(str(place))}")
     click.echo(f"\nrushes models check {model.id}")
     click.echo(_command(model))
 
@@ -207,9 +229,23 @@ def _report(settings: Settings, root: Path, model: Model, proposal: Proposal) ->
 def _command(model: Model) -> str:
     """A command that runs the model and can be pasted into a shell as it is."""
     parts = ["rushes", "run", model.id]
+    texts = {one.name for one in model.inputs if one.type == "string" and one.enum is None}
+    texts -= {one.name for one in model.inputs if one.role in FILE_ROLES}
     for name in model.required:
-        parts += ["-i", f"{name}={model.sample[name]}"]
+        value = str(model.sample[name])
+        parts += ["-i", f"{name}={_first_words(value) if name in texts else value}"]
     return shlex.join(parts)
+
+
+def _first_words(text: str) -> str:
+    """A long text as far as a command needs it, on one line; ``-i`` reads it as it is."""
+    words = " ".join(text.split())
+    if len(words) > _WORDS:
+        words = words[: _WORDS + 1].rpartition(" ")[0] or words[:_WORDS]
+        words = words.rstrip(" .,;:-(")
+    else:
+        words = text
+    return f"@{words}" if words.startswith("@") else words
 
 
 def _cut(value: object) -> str:

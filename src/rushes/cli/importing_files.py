@@ -15,6 +15,7 @@ from rushes.errors import ManifestError
 
 LARGEST: Final = 64 * 1024 * 1024
 """Bytes of a JSON file; the largest published workflows have about 2 MB."""
+_GIVE: Final = "give a JSON file of ComfyUI's (Save, or Export (API))"
 _EXIF_MAKE, _EXIF_MODEL = 0x010F, 0x0110
 """Where ComfyUI's WebP files keep `workflow:…` and `prompt:…`."""
 
@@ -45,8 +46,7 @@ def read_source(file: Path) -> Source:
         raise ManifestError(
             shown(file),
             "",
-            "holds no workflow: give a JSON file of ComfyUI's (Save, or Export (API)), or a PNG, WebP, MP4 or "
-            "WebM that ComfyUI saved with its metadata",
+            f"holds no workflow: {_GIVE}, or a PNG, WebP, MP4 or WebM that ComfyUI saved with its metadata",
         )
     return Source(_graph(file, graph) if graph else None, pages if isinstance(pages, dict) else None)
 
@@ -75,6 +75,9 @@ def _of_value(file: Path, value: Any) -> Source:
 
 def _graph(file: Path, value: Any) -> Graph:
     """``value`` as a graph; what other programs put between the nodes of one is left out."""
+    nodes = value.values() if isinstance(value, dict) else ()
+    if not any(isinstance(node, dict) and ("class_type" in node or "inputs" in node) for node in nodes):
+        raise ManifestError(shown(file), "", f"this is no workflow: there is no node in it; {_GIVE}")
     if isinstance(value, dict):
         value = {
             id_: {**node, "inputs": _linked(node.get("inputs"), value)} if isinstance(node, dict) else node

@@ -30,11 +30,13 @@ def serve(
     The first start makes an API key and shows it once. SIGTERM and Ctrl-C finish what is running and stop.
     """
     from rushes import log
+    from rushes.cli.comfyui import check_comfyui
     from rushes.cli.supervisor import run_server
     from rushes.guard import die_with_parent
 
     if end_with_parent:
         die_with_parent()
     settings = load(config, host=host, port=port, data_dir=data_dir, workers=workers, engine=engine)
+    check_comfyui(settings)
     log.configure()
     run_server(settings)

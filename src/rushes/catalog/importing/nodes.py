@@ -10,7 +10,7 @@ import re
 from collections.abc import Iterator, Mapping
 from typing import Any, Final, NamedTuple
 
-from rushes.catalog.audit_nodes import MEDIA_SUFFIXES, is_weight
+from rushes.catalog.audit_nodes import MEDIA_SUFFIXES, is_path_name, is_weight, loads_file
 from rushes.catalog.workflow import Graph, Node
 
 Target = tuple[str, str]
@@ -152,6 +152,10 @@ class Nodes:
             return True
         shown = [value, *port.options[:50]] if port.type in ("COMBO", "STRING") else []
         return any(isinstance(one, str) and is_file_name(one) for one in shown)
+
+    def is_path(self, id_: str, name: str) -> bool:
+        """Whether the value of an input is, or becomes, a path on the server's disk."""
+        return self.is_file_list(id_, name) or is_path_name(name) or loads_file(None, self.class_of(id_), name)
 
 
 def title_of(node: Node) -> str:

@@ -19,10 +19,12 @@ from rushes.catalog.importing.sizes import resolution_field
 from rushes.catalog.importing.texts import extra_field, file_fields, prompt_fields
 from rushes.catalog.importing.weights import lora_places, node_packs, weights_of
 from rushes.catalog.model import FILE_ROLES
-from rushes.catalog.nearest import did_you_mean
+from rushes.catalog.nearest import did_you_mean, nearest
 from rushes.catalog.roles import REPEATABLE
 from rushes.catalog.workflow import Graph, NodePack, Weight
 
+MOST_SHOWN: Final = 30
+"""Nodes that an error lists."""
 MOST_OF_A_NODE: Final = 6
 """Inputs that are proposed of one node because its author gave it a title."""
 _TEMPORARY: Final = "preview"
@@ -137,11 +139,22 @@ def _fields(flow: Flow, exposed: list[Target]) -> tuple[list[Field], dict[Target
             shown = flow.nodes.shown(target[0])
             raise CannotImport(f"--expose {target[0]}.{target[1]}: node {shown} leads to no output")
         try:
-            fields.append(field_of(flow, target))
+            field = field_of(flow, target)
         except NotExposable as error:
             raise CannotImport(f"--expose {target[0]}.{target[1]}: {error}") from None
+        if field.type == "string" and field.enum is None and flow.nodes.is_path(*target):
+            raise CannotImport(f"--expose {target[0]}.{target[1]}: {_no_path(flow.nodes, target)}")
+        fields.append(field)
     _tell_apart(fields)
     return fields, bindings, notes
+
+
+def _no_path(nodes: Nodes, target: Target) -> str:
+    """Why this one cannot be an input, and what can be done."""
+    text = "it names a path on ComfyUI's disk, which no request may choose"
+    if nodes.is_file_list(*target) and not nodes.info(target[0]):
+        return f"{text}; give --comfyui URL, which knows the files to choose from"
+    return text
 
 
 def _tell_apart(fields: list[Field]) -> None:
@@ -183,9 +196,7 @@ def _exposed(nodes: Nodes, text: str) -> Target:
     splits = [(text[:at], text[at + 1 :]) for at, one in enumerate(text) if one == "."]
     target = next((one for one in splits if one[0] in nodes.graph), None)
     if target is None:
-        ids = list(nodes)
-        hint = did_you_mean(splits[0][0] if splits else text, ids[:20]) if ids else "there are no nodes"
-        raise CannotImport(f"--expose {text}: write NODE.INPUT, such as {_example(nodes)}; {hint}")
+        raise CannotImport(f"--expose {text}: {_no_node(nodes, splits)}")
     id_, name = target
     link = nodes.link(id_, name)
     if link:
@@ -201,6 +212,21 @@ def _exposed(nodes: Nodes, text: str) -> Target:
             raise CannotImport(f"--expose {text}: node {nodes.shown(id_)} has no such input; {hint}")
         nodes.inputs(id_)[name] = default
     return target
+
+
+def _no_node(nodes: Nodes, splits: Sequence[Target]) -> str:
+    """That there is no such node, and which there are."""
+    known = [nodes.shown(id_) for id_ in nodes]
+    if not known:
+        return "there are no nodes"
+    if not splits:
+        return f"write NODE.INPUT, such as {_example(nodes)}"
+    name = splits[0][0]
+    called = {word.lower(): id_ for id_ in nodes for word in (nodes.class_of(id_), nodes.title(id_))}
+    if meant := nearest(name, [], called):
+        return f"write the node's number: {meant}.{splits[0][1]}"
+    more = ", …" if len(known) > MOST_SHOWN else ""
+    return f"there is no node {name}; the nodes are {', '.join(known[:MOST_SHOWN])}{more}"
 
 
 def _example(nodes: Nodes) -> str:

@@ -141,7 +141,7 @@ def extra_field(flow: Flow, target: Target) -> Field | None:
     """The field for an input that is proposed for its node's sake; None where it is none that people change."""
     id_, name = target
     value = flow.nodes.inputs(id_).get(name)
-    hidden = name.startswith("filename") or flow.nodes.link(id_, name) or flow.nodes.is_file_list(id_, name)
+    hidden = flow.nodes.link(id_, name) or flow.nodes.is_path(id_, name)
     if hidden or not isinstance(value, str | int | float):
         return None
     try:
