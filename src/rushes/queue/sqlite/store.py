@@ -53,6 +53,8 @@ class SqliteStore:
         self._writer_or_none: Writer | None = None
         self._reader_or_none: sqlite3.Connection | None = None
         self._doorbell_or_none: Doorbell | None = None
+        self._found = False
+        """Whether the last claim took something."""
 
     async def open(self) -> None:
         try:
@@ -181,8 +183,8 @@ class SqliteStore:
         }
         if claim.account_limit:
             head["account_limit"] = claim.account_limit
-        # An idle slot looks without taking the write lock.
-        if self._one(name, head) is None:
+        # An idle slot looks without taking the write lock; after a find there probably is one more.
+        if not self._found and self._one(name, head) is None:
             return None
 
         def take(connection: sqlite3.Connection) -> tuple[Any, ...] | None:
@@ -194,6 +196,7 @@ class SqliteStore:
             return row
 
         row = await self._writer.run(take)
+        self._found = row is not None
         return None if row is None else Lease(rows.request(row), claim.worker, rows.fence_of(row), "run")
 
     async def claim_inputs(self, worker: WorkerId, models: Sequence[str], limit: int) -> list[Lease]:
