@@ -287,3 +287,20 @@ def test_a_file_of_rubbish_behind_a_good_beginning_is_an_error(tmp_path: Path, n
     )
     with pytest.raises(EngineError):
         produced(path)
+
+
+def test_the_workflow_is_taken_out_of_what_is_stored(tmp_path: Path) -> None:
+    from PIL import Image
+    from PIL.PngImagePlugin import PngInfo
+
+    words = PngInfo()
+    words.add_text("prompt", '{"6": {"class_type": "SecretNode"}}')
+    path = tmp_path / "made.png"
+    Image.new("RGB", (8, 6), "teal").save(path, pnginfo=words)
+    assert b"SecretNode" in path.read_bytes()
+    made = produced(path)
+    assert made is not None
+    assert (8, 6) == (made.width, made.height)
+    assert b"SecretNode" not in path.read_bytes()
+    with Image.open(path) as picture:
+        assert (0, 128, 128) == picture.getpixel((3, 3))

@@ -14,11 +14,13 @@ import av
 import av.error
 from PIL import Image
 
+from rushes import log
 from rushes.catalog.workflow import Graph
 from rushes.engines.base import Produced
 from rushes.errors import EngineError, MediaError
 from rushes.media.inspect import check_image, is_whole
 from rushes.media.sniff import SNIFF_BYTES, Sniffed, sniff
+from rushes.media.strip import strip
 
 _MOST_PIXELS: Final = 1 << 30
 """What the operator's own workflow makes is not refused for its size."""
@@ -91,7 +93,8 @@ def produced(path: Path) -> Produced | None:
 
     A picture that moves (WebP, GIF, APNG, AVIF of more than one frame) is a ``video``: it has frames, a rate
     and a duration, and a client of a model that makes videos looks for it there; ``content_type`` tells how to
-    show it. Raises EngineError where the file is truncated or corrupt.
+    show it. The workflow that ComfyUI wrote into it is taken out: it is the operator's. Raises EngineError where the
+    file is truncated or corrupt.
     """
     with path.open("rb") as file:
         head = file.read(SNIFF_BYTES)
@@ -103,13 +106,16 @@ def produced(path: Path) -> Produced | None:
             if path.suffix.lower() in _SUFFIXES:
                 raise _Corrupt
             return None
-        if found.kind == "video":
-            return _video(path, found)
-        return _image(path, found.format)
+        made = _video(path, found) if found.kind == "video" else _image(path, found.format)
     except (_Corrupt, MediaError, av.error.FFmpegError, OSError, ValueError, EOFError, SyntaxError) as error:
         raise EngineError(
             "output_unreadable", f"ComfyUI's file {path.name} is truncated or corrupt."
         ) from error
+    try:
+        strip(path)
+    except MediaError as error:  # it plays, so it is not worth losing; the operator should know
+        log.event("comfyui_metadata_stays", file=path.name, error=error.message)
+    return made
 
 
 class _Corrupt(Exception):
