@@ -8,14 +8,13 @@ status is 0 whatever is measured, but not where something could not be.
 
 import argparse
 import shutil
-import sys
 import tempfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from comfyui_parts import latency, overlap, throughput, two
 from comfyui_servers import Server, comfyuis
-from report import Bench, machine, markdown
+from report import Bench, conclude, machine
 from rushes.engines.comfyui.catalogue import describe, fetch_system_stats
 from servers import PEERS
 
@@ -45,14 +44,7 @@ def main() -> None:
                     part(bench, servers)
     finally:
         shutil.rmtree(root, ignore_errors=True)
-    output = options.output or (
-        None if options.only or options.quick else Path(__file__).with_name("COMFYUI.md")
-    )
-    text = markdown(bench.rows, " ".join(["python", "bench/comfyui.py", *sys.argv[1:]]), facts)
-    print("\n" + text)
-    if output:
-        output.write_text(text, "utf-8")
-        print(f"written to {output}", file=sys.stderr)
+    conclude(bench, facts, options, Path(__file__), "COMFYUI.md")
 
 
 if __name__ == "__main__":

@@ -1,5 +1,6 @@
 """Rows of the result, the context that every measurement gets, and the table."""
 
+import argparse
 import os
 import platform
 import statistics
@@ -119,3 +120,15 @@ def markdown(rows: Sequence[Row], command: str, facts: Sequence[tuple[str, str]]
     lines += ["", "| group | what | measured | target | |", "|---|---|---|---|---|"]
     lines += [f"| {r.group} | {r.what} | {r.value} | {r.target} | {r.verdict()} |" for r in rows]
     return "\n".join(lines) + "\n"
+
+
+def conclude(
+    bench: Bench, facts: Sequence[tuple[str, str]], options: argparse.Namespace, script: Path, name: str
+) -> None:
+    """Print the table. A complete run also writes it beside ``script``; ``--output`` says where else."""
+    output = options.output or (None if options.only or options.quick else script.with_name(name))
+    text = markdown(bench.rows, " ".join(["python", f"bench/{script.name}", *sys.argv[1:]]), facts)
+    print("\n" + text)
+    if output:
+        output.write_text(text, "utf-8")
+        print(f"written to {output}", file=sys.stderr)

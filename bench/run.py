@@ -7,14 +7,13 @@ whatever is measured, but not where something could not be.
 import argparse
 import os
 import shutil
-import sys
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
 from backlog import drain, position
 from gateway import flat, versus_peers
-from report import Bench, machine, markdown
+from report import Bench, conclude, machine
 from servers import PEERS, peer_python
 from startup import latency, startup
 
@@ -56,14 +55,7 @@ def main() -> None:
                     done.append(part)
     finally:
         shutil.rmtree(root, ignore_errors=True)
-    output = options.output or (
-        None if options.only or options.quick else Path(__file__).with_name("RESULTS.md")
-    )
-    text = markdown(bench.rows, " ".join(["python", "bench/run.py", *sys.argv[1:]]), facts)
-    print("\n" + text)
-    if output:
-        output.write_text(text, "utf-8")
-        print(f"written to {output}", file=sys.stderr)
+    conclude(bench, facts, options, Path(__file__), "RESULTS.md")
 
 
 if __name__ == "__main__":
