@@ -292,7 +292,6 @@ def test_partial_acceptance_is_a_refusal() -> None:
         (500, "500 Internal Server Error\n\nServer got itself in trouble", "the server answered 500."),
         (400, None, "the server answered 400."),
         (400, {"error": None, "node_errors": {"1": None, "2": {"errors": [None]}}}, "the server answered 400."),
-        (401, {}, "wants a login"),
         (413, "too large", "larger than the server takes"),
     ],
 )
@@ -300,12 +299,6 @@ def test_a_refusal_without_a_node_is_told_too(status: int, body: object, words: 
     error = refused(status, body, GRAPH, {})
     assert ("workflow_refused", False) == (error.reason, error.retryable)
     assert words in error.message
-
-
-def test_a_proxy_without_its_comfyui_is_no_refusal() -> None:
-    for status in (502, 503, 504):
-        error = refused(status, "<html>", GRAPH, {})
-        assert ("comfyui_lost", True, False) == (error.reason, error.retryable, error.began)
 
 
 # -- failed ---------------------------------------------------------------------------------------------

@@ -31,7 +31,6 @@ _SHOWN: Final = 3
 _CODES: Final = ("node_missing", "weights_missing", "value_refused", "workflow_refused")
 """The first of these that occurs is the failure: what only the operator can mend stands before what the sender
 can, as it fails whatever is sent."""
-_GATEWAY_ERRORS: Final = frozenset({502, 503, 504})
 """What a proxy answers while the ComfyUI behind it is away."""
 _WEIGHTS: Final = re.compile(r"\.(safetensors|sft|ckpt|pth?|bin|gguf|onnx|engine|pkl|msgpack)$", re.IGNORECASE)
 _MISSING_CLASS: Final = re.compile(r"node '?([^']+?)'? (?:does not exist|not found)", re.IGNORECASE)
@@ -82,10 +81,6 @@ def refused(status: int, body: Any, graph: Graph, targets: Targets) -> EngineErr
     """Why ComfyUI did not take a prompt: from its answer to POST /prompt, or to one that it took in part (200
     with node errors). ``body`` is the parsed JSON, or the text where it is none.
     """
-    if status in _GATEWAY_ERRORS:
-        return EngineError(
-            "comfyui_lost", "The ComfyUI server does not answer at the moment.", retryable=True, began=False
-        )
     body = body if isinstance(body, Mapping) else {}
     error = body.get("error")
     error = error if isinstance(error, Mapping) else {"message": error} if isinstance(error, str) else {}
@@ -198,9 +193,7 @@ def _whole(status: int, error: Mapping[str, Any], graph: Graph) -> _Problem:
             "not have. The operator finds the node pack with `rushes models check`."
         )
         return "node_missing", text, label(graph, node_id, class_type) if node_id else None, None
-    if status in (401, 403):
-        said = "the server wants a login that Rushes does not have"
-    elif status == 413:
+    if status == 413:
         said = "the request is larger than the server takes"
     elif error.get("details") and error.get("type") != "prompt_outputs_failed_validation":
         said = f"{said}: {error['details']}" if error["details"] != said else said

@@ -116,7 +116,7 @@ class JobFiles:
                 text = f"The file of {field} is larger than ComfyUI takes."
                 raise EngineError("input_too_large", text, field=field) from error
             text = f"ComfyUI did not take the file of {field}."
-            raise EngineError("comfyui_upload_refused", text, retryable=error.status >= 500) from error
+            raise EngineError("comfyui_upload_refused", text) from error
 
     async def _download(self, file: Mapping[str, str], path: Path) -> None:
         server = self._line.server
