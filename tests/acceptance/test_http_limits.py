@@ -5,6 +5,7 @@ import contextlib
 import os
 import socket
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -78,9 +79,10 @@ def test_forms_are_spooled_in_the_data_directory(make_server, tmp_path, monkeypa
         connection.sendall(head.encode() + b"a" * 4 * MIB)
 
         def open_files() -> list[str]:
-            links = [
-                str(link.readlink()) for link in Path(f"/proc/{gateway}/fd").iterdir() if link.is_symlink()
-            ]
+            links = []
+            for link in Path(f"/proc/{gateway}/fd").iterdir():
+                with suppress(FileNotFoundError):  # closed since it was listed
+                    links.append(str(link.readlink()))
             return [
                 link for link in links if link.startswith((str(elsewhere), str(server.data_dir / "scratch")))
             ]
