@@ -2,6 +2,7 @@
 
 import asyncio
 import os
+import sys
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -276,3 +277,33 @@ async def test_what_cannot_be_sent_does_not_end_the_child(tmp_path, monkeypatch,
             assert (reason, words) == (raised.value.reason, raised.value.message)
             assert "half a ?" == shown.stages[-1]
             assert slot.is_fit()
+
+
+STARTING = """
+import json, sys, time
+
+silent = "silent" in sys.argv
+until = time.monotonic() + 4
+while time.monotonic() < until or silent:
+    print(json.dumps({"type": "starting", "message": "still at it"}), flush=True)
+    time.sleep(3600 if silent else 0.05)
+print(json.dumps({"type": "ready", "engine": "late"}), flush=True)
+sys.stdin.read()
+"""
+
+
+async def test_a_start_may_take_long_where_it_gets_on(tmp_path) -> None:
+    """Each word gives it the whole time anew."""
+    (tmp_path / "child.py").write_text(STARTING)
+    slot = Slot((sys.executable, str(tmp_path / "child.py")), 0, 1.5)
+    await slot.ensure()
+    assert "late" == slot.engine
+    await slot.stop()
+
+
+async def test_a_start_that_falls_silent_is_ended(tmp_path) -> None:
+    (tmp_path / "child.py").write_text(STARTING)
+    slot = Slot((sys.executable, str(tmp_path / "child.py"), "silent"), 0, 0.5)
+    with pytest.raises(ChildLost) as raised:
+        await slot.ensure()
+    assert "engine_start_failed" == raised.value.code

@@ -83,6 +83,11 @@ class Gates:
             while (progress := (await self.record(id_)).progress) is None or progress.stage != stage:
                 await asyncio.sleep(0.01)
 
+    async def until_claimed(self, id_: RequestId) -> None:
+        async with asyncio.timeout(30):
+            while (await self.record(id_)).state != "running":
+                await asyncio.sleep(0.01)
+
     def runs(self) -> list[tuple[str, int]]:
         path = self.folder / "runs"
         lines = path.read_text().split("\n")[:-1] if path.exists() else []
@@ -148,6 +153,52 @@ async def test_a_slot_with_nothing_to_do_comes_before_one_that_would_take_the_ne
             at.open(first, second)
             for id_ in (a, b):
                 assert "succeeded" == (await at.ended(id_)).state
+
+
+async def test_the_next_job_comes_when_what_must_be_exclusive_is_over(tmp_path, monkeypatch) -> None:
+    async with gates(tmp_path, monkeypatch) as at:
+        a, b = await at.submit("later wait a ahead later wait a2"), await at.submit("wait b")
+        at.start()
+        await at.showing(a, "later")
+        assert "queued" == (await at.record(b)).state
+        at.open("a")
+        await at.reached("a2", "b")  # which stays so, whatever is reported later
+        at.open("a2", "b")
+        assert ["succeeded", "succeeded"] == [(await at.ended(id_)).state for id_ in (a, b)]
+
+
+# -- one model, some models -------------------------------------------------------------------------------
+async def test_another_model_gets_another_process(tmp_path, monkeypatch) -> None:
+    """As soon as all that the old one has in hand has ended, and none of it pays for that."""
+    async with gates(tmp_path, monkeypatch, engine="support.engines:OneModelEngine") as at:
+        write_model(tmp_path / "models", "other")
+        a = await at.submit("ahead wait a")
+        at.start()
+        await at.reached("a")
+        old = children()
+        b = await at.submit("ahead wait b", "me/other")
+        await at.until_claimed(b)
+        c = await at.submit("wait c", "me/other")
+        assert old == children()
+        at.open("a")
+        await at.reached("b", "c")
+        new = children()
+        assert (1, set()) == (len(new), old & new)
+        assert (at.folder / "b.here").read_text() == (at.folder / "c.here").read_text()
+        at.open("b", "c")
+        records = [await at.ended(id_) for id_ in (a, b, c)]
+        assert [("succeeded", 1)] * 3 == [(record.state, record.attempt) for record in records]
+
+
+async def test_a_slot_takes_what_its_engine_can_work_on(tmp_path, monkeypatch) -> None:
+    async with gates(tmp_path, monkeypatch, engine="support.engines:ChoosyEngine") as at:
+        at.start()
+        other, mine = await at.submit("ok", "me/short"), await at.submit("ok")
+        assert "succeeded" == (await at.ended(mine)).state
+        assert ("queued", [(mine, 1)]) == ((await at.record(other)).state, at.runs())
+        async with asyncio.timeout(30):
+            while [("me/long",)] != [worker.models for worker in await at.bench.store.workers()]:
+                await asyncio.sleep(0.01)
 
 
 async def test_the_next_job_comes_when_the_last_one_has_ended(tmp_path, monkeypatch) -> None:

@@ -88,6 +88,7 @@ class OverlappingEngine:
     """Two jobs at once, of which one at a time can ``work``. Words of the prompt, in order:
 
     - ``soon``, ``later``, ``begin``: reports that it ends soon, that it does not, that it has begun.
+    - ``ahead``: reports that it takes long yet, and that the next one may come.
     - ``nearly``, ``started``: reports of the stage "later" that it ends soon, and that it has begun.
     - ``work MS``: works so many milliseconds, alone.
     - ``wait NAME``: makes the file ``NAME.here`` in RUSHES_TEST_GATES and waits for ``NAME`` there.
@@ -135,6 +136,8 @@ class OverlappingEngine:
                     report(Progress(stage="later", eta=0.1))
                 case "started":
                     report(Progress(fraction=0.1, stage="later", eta=0.1))
+                case "ahead":
+                    report(Progress(stage="ahead", eta=100.0), ahead=True)
                 case "begin":
                     report(Progress(fraction=0.5, stage="begun"))
                 case "work":
@@ -161,6 +164,18 @@ class OverlappingEngine:
                     os._exit(3)
                 case "exit":
                     raise SystemExit(3)
+
+
+class OneModelEngine(OverlappingEngine):
+    """One whose process is for one model."""
+
+    one_model = True
+
+
+class ChoosyEngine(OverlappingEngine):
+    """One that can tell what it can work on."""
+
+    models = ("me/long",)
 
 
 class SharingEngine(OverlappingEngine):

@@ -4,7 +4,6 @@ An engine runs inside a slot's child process, one job at a time, synchronously. 
 the queue or of storage, and no other engine. It may be killed at any moment.
 """
 
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Final, Literal, Protocol, runtime_checkable
 
@@ -13,8 +12,14 @@ import msgspec
 from rushes.catalog.model import Model
 from rushes.requests.record import Progress
 
-Report = Callable[[Progress], None]
-"""Called by an engine as often as it likes; the worker thins it out."""
+
+class Report(Protocol):
+    """Called by an engine as often as it likes; the worker thins it out."""
+
+    def __call__(self, progress: Progress, *, ahead: bool = False) -> None:
+        """Tell how far a job is. ``ahead`` says that the next one may come now, though this one takes longer than
+        :data:`AHEAD_SECONDS` yet: what must be exclusive is over.
+        """
 
 
 class Job(msgspec.Struct, frozen=True):
@@ -67,8 +72,11 @@ class Overlapping(Protocol):
 
     Such an engine's :meth:`Engine.run` is called in threads, up to ``lanes`` at once; it sees to it by itself
     that what must be exclusive is. The worker hands the next job in when the last one handed in has reported a
-    ``Progress.eta`` of at most :data:`AHEAD_SECONDS`, or has ended: early enough to leave no gap, late enough
-    that a request does not wait here while another slot is free.
+    ``Progress.eta`` of at most :data:`AHEAD_SECONDS` or that it is ``ahead``, or has ended: early enough to leave no
+    gap, late enough that a request does not wait here while another slot is free.
+
+    An engine whose ``one_model`` is True gets jobs of one model only, in its whole life: for another model the
+    process is replaced, so that no memory of the old one stays.
     """
 
     lanes: int

@@ -149,7 +149,7 @@ class Attempts:
         """Everything up to the engine's start. Raises NotStarted for faults of this machine."""
         try:
             job = await self._job(lease, model, folder)
-            await slot.ensure()
+            await slot.ensure(model)
         except (StoreUnavailable, OSError, ChildLost) as error:
             log.event("attempt not started", request=lease.request.id, error=str(error))
             raise NotStarted(str(error)) from error

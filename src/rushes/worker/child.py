@@ -21,7 +21,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import BinaryIO, Final
 
-from rushes.engines.base import AHEAD_SECONDS, Engine, Job, Overlapping, Produced
+from rushes.engines.base import AHEAD_SECONDS, Engine, Job, Overlapping, Produced, Report
 from rushes.errors import EngineError
 from rushes.guard import die_with_parent
 from rushes.requests.record import Progress
@@ -34,34 +34,48 @@ from rushes.worker.messages import (
     Message,
     Ready,
     Run,
+    Starting,
     Step,
     Unready,
     line,
     read_order,
 )
 
+Tell = Callable[[str], None]
+"""Told, while an engine is made, what it is at."""
 _PROGRESS_SECONDS: Final = 0.05
 _LOOK_SECONDS: Final = 0.1
 _PREVIEWS: Final = ("preview.jpg", "preview.png")
 """What the newest preview of a job is called, next to its ``output_dir``."""
 
 
-def main(make_engine: Callable[[], Engine]) -> None:
-    """Serve jobs from standard input until it ends. Whatever is printed goes to standard error."""
+def main(make_engine: Callable[[Tell], Engine]) -> None:
+    """Serve jobs from standard input until it ends. Whatever is printed goes to standard error.
+
+    ``make_engine`` may take long where it tells now and then that it gets on.
+    """
     outgoing = _Outgoing(_private_output())
     die_with_parent()
     _offer_to_the_oom_killer()
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C in a terminal is the supervisor's to handle
     incoming = _Incoming(sys.stdin.buffer)
     try:
-        engine = make_engine()
+        engine = make_engine(lambda text: outgoing.send(Starting(text)))
     except Exception as error:
         traceback.print_exc()
         outgoing.send(Unready(str(error) or repr(error)))
         os._exit(3)  # without a farewell: the reading thread may hold a lock that a farewell would want
     crew = incoming.crew = _Crew(engine, outgoing)
     lanes = max(1, engine.lanes) if isinstance(engine, Overlapping) else 1
-    outgoing.send(Ready(engine.name, lanes, isinstance(engine, Overlapping)))
+    outgoing.send(
+        Ready(
+            engine.name,
+            lanes,
+            aborts=isinstance(engine, Overlapping),
+            one_model=getattr(engine, "one_model", False),
+            models=getattr(engine, "models", None),
+        )
+    )
     for number in range(1, lanes):
         threading.Thread(target=crew.work, name=f"rushes-lane-{number + 1}", daemon=True).start()
     crew.work()
@@ -212,25 +226,27 @@ def _article(kind: str) -> str:
     return f"an {kind}" if kind == "image" else f"a {kind}"
 
 
-def _thinned(outgoing: _Outgoing, run: Run) -> Callable[[Progress], None]:
+def _thinned(outgoing: _Outgoing, run: Run) -> Report:
     """A report for one job: so many a second, and those at once that the worker acts on."""
     last = 0.0
+    may_follow = False
     shown: tuple[str, bool, bool] | None = None
     previews = itertools.cycle(run.job.output_dir.parent / name for name in _PREVIEWS)
     preview: Path | None = None
 
-    def report(progress: Progress) -> None:
-        nonlocal last, shown, preview
+    def report(progress: Progress, *, ahead: bool = False) -> None:
+        nonlocal last, shown, preview, may_follow
+        may_follow = may_follow or ahead
         if not math.isfinite(progress.fraction):
             return  # says nothing, and has no JSON
         now = time.monotonic()
-        soon = progress.eta is not None and progress.eta <= AHEAD_SECONDS
+        soon = may_follow or (progress.eta is not None and progress.eta <= AHEAD_SECONDS)
         news = (progress.stage, progress.fraction > 0, soon)
         if now - last >= _PROGRESS_SECONDS or news != shown:
             last, shown = now, news
             if preview is None and (path := next(previews)).exists():
                 preview = path
-            outgoing.send(Step(run.ticket, progress, preview))
+            outgoing.send(Step(run.ticket, progress, preview, may_follow))
 
     return report
 

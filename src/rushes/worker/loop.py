@@ -8,7 +8,7 @@ import contextlib
 import os
 import platform
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from fnmatch import fnmatchcase
 from functools import partial
 from pathlib import Path
@@ -150,7 +150,7 @@ class Worker:
     async def _claim_now(self, slot: Slot, bell: asyncio.Event) -> Lease | None:
         claim = Claim(
             worker=self._id,
-            models=self._models,
+            models=self._models if slot.models is None else _both(self._models, slot.models),
             warm=self._warm_for(slot),
             warm_age_bound=self._settings.warm_age_seconds,
             account_limit=self._settings.account_limit,
@@ -199,12 +199,18 @@ class Worker:
             host=platform.node(),
             pid=os.getpid(),
             slots=len(self._slots),
-            models=self._models,
+            models=self._served(),
             engine=self._settings.engine,
             owner=self._owner,
             wake_port=self._store.wake_port,
             started_at=self._started_at,
         )
+
+    def _served(self) -> tuple[str, ...]:
+        """The models that at least one slot can work on, for all that is known."""
+        if not self._slots or any(slot.models is None for slot in self._slots):
+            return self._models
+        return _both(self._models, {id_ for slot in self._slots for id_ in slot.models or ()})
 
     def _read_models(self) -> bool:
         served = tuple(
@@ -217,15 +223,17 @@ class Worker:
         return changed
 
     async def _follow_catalog(self) -> None:
+        told = self._served()
         while True:
             await asyncio.sleep(RETRY_SECONDS)
-            if not await asyncio.to_thread(self._catalog.refresh_if_due, time.monotonic()):
-                continue
-            self._warm.clear()
-            if self._read_models():
+            if await asyncio.to_thread(self._catalog.refresh_if_due, time.monotonic()):
+                self._warm.clear()
+                if self._read_models():
+                    self._ring()
+            if told != self._served():
                 with contextlib.suppress(StoreUnavailable):
                     await self._store.join(self._record())
-                self._ring()
+                    told = self._served()
 
     async def _drain(self, loops: list[asyncio.Task[None]]) -> None:
         self._stopping.set()
@@ -253,3 +261,7 @@ class Worker:
             log.event("worker not taken off the list", error=error.message)
         else:
             log.event("worker left", worker=self._id, released=released)
+
+
+def _both(models: tuple[str, ...], some: Collection[str]) -> tuple[str, ...]:
+    return tuple(id_ for id_ in models if id_ in some)

@@ -33,12 +33,22 @@ class Abort(msgspec.Struct, tag="abort", tag_field="type", frozen=True):
     ticket: int
 
 
+class Starting(msgspec.Struct, tag="starting", tag_field="type", frozen=True):
+    """The child makes its engine yet, and gets on with it: it may take another while."""
+
+    message: str
+
+
 class Ready(msgspec.Struct, tag="ready", tag_field="type", frozen=True):
     """The child has its engine and waits for jobs, up to ``lanes`` at once. ``aborts``: it hears an Abort."""
 
     engine: str
     lanes: int = 1
     aborts: bool = False
+    one_model: bool = False
+    """It takes jobs of one model only, that of the first."""
+    models: tuple[str, ...] | None = None
+    """The only models that it can work on; None: it cannot tell."""
 
 
 class Unready(msgspec.Struct, tag="unready", tag_field="type", frozen=True):
@@ -53,6 +63,8 @@ class Step(msgspec.Struct, tag="progress", tag_field="type", frozen=True):
     ticket: int
     progress: Progress
     preview: Path | None = None
+    ahead: bool = False
+    """The next job may come now."""
 
 
 class Done(msgspec.Struct, tag="done", tag_field="type", frozen=True):
@@ -74,7 +86,7 @@ class Failed(msgspec.Struct, tag="failed", tag_field="type", frozen=True):
 
 
 Order = Run | Abort
-Message = Ready | Unready | Step | Done | Failed
+Message = Starting | Ready | Unready | Step | Done | Failed
 
 
 def _plain(value: object) -> Any:

@@ -22,6 +22,7 @@ from rushes.worker.messages import (
     Failed,
     Ready,
     Run,
+    Starting,
     Step,
     Unready,
     line,
@@ -58,6 +59,8 @@ class Hand:
         self.model: Model | None = None
         self.show: Show | None = None
         self.eta: float | None = None
+        self.ahead = False
+        """It does not keep the next one from being handed in any more."""
         self.began = False
         self.unwanted = False
         self.late: Literal["begun", "waiting"] | None = None
@@ -79,9 +82,16 @@ class Slot:
         self.name = f"slot-{number + 1}"
         self.engine = ""
         self.lanes = 1
+        self.models: tuple[str, ...] | None = None
+        """The only models that the engine can work on; None: any."""
         self._aborts = False
+        self._one_model = False
+        self._holds: str | None = None
+        """The model that the child is for, where it is for one only."""
         self._child: ChildProcess | None = None
         self._greeting: asyncio.Future[Ready | ChildLost] | None = None
+        self._getting_on = False
+        """Whether the child, which starts, has said anything of late."""
         self._killed_for: str | None = None
         self._retiring: asyncio.Task[None] | None = None
         self._changing = asyncio.Lock()
@@ -113,7 +123,7 @@ class Slot:
             return True
         if self._retiring is not None or len(self._hands) >= self.lanes:
             return False
-        return newest.eta is not None and newest.eta <= AHEAD_SECONDS
+        return newest.ahead or (newest.eta is not None and newest.eta <= AHEAD_SECONDS)
 
     @property
     def busy(self) -> bool:
@@ -145,26 +155,38 @@ class Slot:
             and self._greeting is None
         )
 
-    async def ensure(self) -> None:
-        """Have a fit child. Raises ChildLost or OSError where it does not come up."""
-        if self.is_fit():
-            return
-        async with self._changing:
-            if self.is_fit():
-                return
-            if self._retiring is not None:
-                await asyncio.wait([self._retiring])
-            if pending := [hand.answer for hand in self._in_child() if hand.answer is not None]:
-                await asyncio.wait(pending)  # it has died, and they are about to hear of what
-            await self.kill("replaced")
-            await self._start()
+    async def ensure(self, model: Model | None = None) -> None:
+        """Have a fit child, and one that takes jobs of ``model``: :meth:`run` comes directly after. Raises ChildLost
+        or OSError where it does not come up.
+        """
+        if not (self.is_fit() and self._takes(model)):
+            async with self._changing:
+                if not (self.is_fit() and self._takes(model)):
+                    await self._replace()
+        if model is not None and self._one_model:
+            self._holds = model.id
+
+    def _takes(self, model: Model | None) -> bool:
+        return model is None or self._holds in (None, model.id)
+
+    async def _replace(self) -> None:
+        if self._retiring is not None:
+            await asyncio.wait([self._retiring])
+        # Either it has died, and they are about to hear of what, or it is to make room for another model's.
+        while pending := [hand.answer for hand in self._in_child() if hand.answer is not None]:
+            await asyncio.wait(pending)
+        await self.kill("replaced")
+        await self._start()
 
     async def _start(self) -> None:
-        self._killed_for = self._retiring = None
+        self._killed_for = self._retiring = self._holds = None
         greeting = self._greeting = asyncio.get_running_loop().create_future()
         environment = os.environ | {SUPERVISOR: str(os.getpid())}
         self._child = await ChildProcess.start(self._command, environment, self._hear, self._ended)
-        await asyncio.wait([greeting], timeout=self._start_seconds)
+        self._getting_on = True
+        while self._getting_on and not greeting.done():
+            self._getting_on = False
+            await asyncio.wait([greeting], timeout=self._start_seconds)
         if not greeting.done():
             await self.kill("the engine did not start in time")
             raise ChildLost("engine_start_failed", "The engine did not start in time.")
@@ -174,6 +196,7 @@ class Slot:
             raise ready
         self._greeting = None
         self.engine, self.lanes, self._aborts = ready.engine, ready.lanes, ready.aborts
+        self.models, self._one_model = ready.models, ready.one_model
 
     async def run(self, hand: Hand, job: Job, show: Show) -> list[Produced]:
         """Run one job to its end. Needs a fit child, so :meth:`ensure` comes directly before.
@@ -263,27 +286,29 @@ class Slot:
             self._do(self.kill("garbled message"))
             return
         match message:
-            case Step(ticket, progress, preview):
-                self._step(ticket, progress, preview)
+            case Step():
+                self._step(message)
             case Done(ticket) | Failed(ticket):
                 self._settle(ticket, message)
             case _ if self._greeting is None or self._greeting.done():
                 pass
+            case Starting():
+                self._getting_on = True
             case Ready():
                 self._greeting.set_result(message)
             case Unready(why):
                 self._greeting.set_result(ChildLost("engine_start_failed", why))
 
-    def _step(self, ticket: int, progress: Progress, preview: Path | None) -> None:
-        hand = self._hands.get(ticket)
+    def _step(self, step: Step) -> None:
+        hand, progress = self._hands.get(step.ticket), step.progress
         if hand is not None:
-            hand.eta = progress.eta
+            hand.eta, hand.ahead = progress.eta, step.ahead
             if progress.fraction > 0 and not hand.began:
                 hand.began = True
                 if self.lanes > 1:
                     self._start_clock(hand)  # anew: somebody else's work may have been before it
             if hand.show is not None:
-                hand.show(progress, preview)
+                hand.show(progress, step.preview)
             self._look()
 
     def _settle(self, ticket: int, answer: Done | Failed) -> None:
