@@ -240,8 +240,10 @@ def _thinned(outgoing: _Outgoing, run: Run) -> Report:
         if not math.isfinite(progress.fraction):
             return  # says nothing, and has no JSON
         now = time.monotonic()
-        soon = may_follow or (progress.eta is not None and progress.eta <= AHEAD_SECONDS)
-        news = (progress.stage, progress.fraction > 0, soon)
+        ends = progress.eta is not None and progress.eta <= AHEAD_SECONDS
+        soon = ends or may_follow
+        # Near the end stages pass by faster than anybody reads them.
+        news = ("" if ends else progress.stage, progress.fraction > 0, soon)
         if now - last >= _PROGRESS_SECONDS or news != shown:
             last, shown = now, news
             if preview is None and (path := next(previews)).exists():

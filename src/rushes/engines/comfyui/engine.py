@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, Final, TypeVar
 
 import msgspec
+import uvloop
 
 from rushes import log
 from rushes.catalog.bindings import Binder
@@ -71,7 +72,7 @@ class ComfyUIEngine:
         self._known: dict[str, _Known] = {}
         self._known_lock = threading.Lock()
         self._prompts: dict[tuple[str, int], Prompt] = {}
-        self._loop = asyncio.new_event_loop()
+        self._loop = uvloop.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, name="rushes-comfyui", daemon=True)
         self._thread.start()
         try:

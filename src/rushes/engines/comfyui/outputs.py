@@ -19,6 +19,7 @@ from rushes.catalog.workflow import Graph
 from rushes.engines.base import Produced
 from rushes.errors import EngineError, MediaError
 from rushes.media.inspect import check_image, is_whole
+from rushes.media.png import plain_png
 from rushes.media.sniff import SNIFF_BYTES, Sniffed, sniff
 from rushes.media.strip import strip
 
@@ -123,6 +124,8 @@ class _Corrupt(Exception):
 
 
 def _image(path: Path, format_: str) -> Produced:
+    if format_ == "png" and (size := plain_png(path)) is not None:
+        return Produced(path, "image", "image/png", *size)
     with _ONE_AT_A_TIME:
         info = check_image(path, _MOST_PIXELS)
         frames, fps = _animation(path) if format_ in _MOVING else (1, None)
