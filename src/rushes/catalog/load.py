@@ -15,6 +15,7 @@ from rushes.catalog.model import Model
 from rushes.catalog.paths import MANIFEST, SAMPLE, shown
 from rushes.catalog.schema import enforced_schema, output_schema, seed_schema
 from rushes.catalog.validate import Validator
+from rushes.catalog.wan import has_wan, wan_of
 from rushes.errors import InvalidInput, ManifestError
 
 BUILTIN: Final = Path(__file__).parent / "models"
@@ -51,6 +52,8 @@ def load_entry(folder: Path, root: Path) -> Entry:
         complete = validator.validate_input(model.sample).input
         file = folder / MANIFEST
         check_workflows(model, complete)
+        if has_wan(model):
+            wan_of(model)
         return _entry(model, validator)
     except ManifestError:
         raise

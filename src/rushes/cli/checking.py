@@ -7,6 +7,7 @@ from typing import Any, Final
 import click
 
 from rushes.catalog.audit import Finding, Held, Holdings, Needs, audit, needs_of
+from rushes.catalog.audit_wan import audit_wan
 from rushes.catalog.load import Catalog
 from rushes.catalog.model import Model
 from rushes.catalog.workflow import has_workflow
@@ -61,6 +62,7 @@ def check(
 
     Workflows are compared with each ComfyUI that --comfyui or RUSHES_COMFYUI_URLS names, or with the folder of
     RUSHES_COMFYUI_DIR: missing nodes and weights, with commands that get them, values that a node refuses.
+    Tables [engines.wan] are checked, too, and the folders on this machine that they name.
     Exit status 1: there is an error.
     """
     if offline and urls:
@@ -81,6 +83,7 @@ def check(
         for holding in holdings or (None,):
             for finding in audit(model, prefer, holding):
                 found.setdefault(finding, []).append(holding.name if holding else "")
+        found |= {finding: [] for finding in audit_wan(model)}  # of no ComfyUI
     general = [*failures, *_idle_variants(prefer, every)]
     listed: list[tuple[Finding, list[str]]] = [*((one, []) for one in general), *found.items()]
     errors = len(broken) + sum(finding.severity == "error" for finding, _ in listed)
