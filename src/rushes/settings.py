@@ -10,7 +10,7 @@ import re
 import tomllib
 from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
-from typing import Annotated, Any, Final
+from typing import Annotated, Any, Final, Literal
 from urllib.parse import urlsplit
 
 import msgspec
@@ -76,13 +76,13 @@ class Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
     engine: Annotated[
         str,
         _help(
-            "Engine of local slots: `draft`, `comfyui` (the default where one of the two below is set), or "
+            "Engine of local slots: `draft`, `comfyui` (the default where one of the two below is set), `wan`, or "
             "`module:factory` for one of your own."
         ),
     ] = "draft"
-    engine_start_seconds: Annotated[float, _help("How long an engine may take to start, in seconds.", gt=0)] = (
-        300.0
-    )
+    engine_start_seconds: Annotated[
+        float, _help("How long an engine may take to start without a sign of getting on, in seconds.", gt=0)
+    ] = 300.0
     comfyui_urls: Annotated[
         tuple[str, ...],
         _help("ComfyUI servers to drive, comma-separated (`http://127.0.0.1:8188`): one slot each."),
@@ -98,6 +98,24 @@ class Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
     comfyui_variants: Annotated[
         tuple[str, ...], _help("Variants of workflows to take where a model has them, comma-separated.")
     ] = ()
+    wan_profile: Annotated[
+        Literal["exact", "fast", "turbo"],
+        _help("How the engine `wan` trades likeness to the stock pipeline for speed."),
+    ] = "exact"
+    wan_device: Annotated[
+        Literal["auto", "cuda", "cpu"],
+        _help("Where the engine `wan` computes; `auto` takes the graphics card where there is one."),
+    ] = "auto"
+    wan_weights: Annotated[
+        tuple[str, ...],
+        _help(
+            "Weights for the engine `wan` instead of the manifest's, comma-separated: "
+            "`model-id=folder` or `model-id=owner/repo@revision`."
+        ),
+    ] = ()
+    wan_loras_dir: Annotated[
+        Path | None, _help("Folder of the LoRA files that requests to the engine `wan` may name.")
+    ] = None
     models: Annotated[str, _help("Which models the workers serve, as comma-separated patterns.")] = "*"
     lease_seconds: Annotated[
         float, _help("A worker that gives no sign of life for so long loses its requests.", gt=0)
@@ -147,11 +165,17 @@ def setting_help(name: str) -> str:
     raise KeyError(name)
 
 
-def load(environ: Mapping[str, str] | None = None, *, file: Path | None = None, **overrides: Any) -> Settings:
+def load(
+    environ: Mapping[str, str] | None = None,
+    *,
+    file: Path | None = None,
+    cards: Callable[[], int] = lambda: 1,
+    **overrides: Any,
+) -> Settings:
     """Read the settings: defaults, then the file, then the environment, then ``overrides`` that are not None.
 
-    ``file`` defaults to ``$RUSHES_CONFIG`` or ``./rushes.toml`` where that exists. Raises SettingsError that
-    names the setting and where it was set.
+    ``file`` defaults to ``$RUSHES_CONFIG`` or ``./rushes.toml`` where that exists. ``cards`` is asked how many
+    graphics cards there are, where that matters. Raises SettingsError that names the setting and where it was set.
     """
     environ = os.environ if environ is None else environ
     values, origin = _from_file(environ, file)
@@ -174,7 +198,10 @@ def load(environ: Mapping[str, str] | None = None, *, file: Path | None = None, 
                 problems.append(f"{origin[field.name]}: {field.name} cannot be {values[field.name]!r}: {error}")
     if problems:
         raise SettingsError("\n".join(problems))
-    return _with_comfyui(Settings(**converted), values)
+    settings = _with_comfyui(Settings(**converted), values)
+    if settings.engine == "wan" and settings.wan_device != "cpu" and "workers" not in values:
+        return msgspec.structs.replace(settings, workers=max(1, cards()))
+    return settings
 
 
 def _with_comfyui(settings: Settings, given: Collection[str]) -> Settings:
@@ -306,6 +333,12 @@ def _check_origin(origin: str) -> None:
         )
 
 
+def _check_weights(text: str) -> None:
+    model, sign, place = text.partition("=")
+    if not (model.strip() and sign and place.strip()):
+        raise ValueError("write model-id=folder or model-id=owner/repo@revision")
+
+
 def _check_networks(text: str) -> None:
     for part in filter(None, (one.strip() for one in text.split(","))):
         if part != "*":
@@ -325,8 +358,8 @@ def _one_of(*schemes: str) -> Callable[[str], None]:
 
 
 def _check_engine(name: str) -> None:
-    if name not in ("draft", "noop", "comfyui") and not re.fullmatch(r"[\w.]+:\w+", name):
-        raise ValueError("there is draft, comfyui, or module:factory for one of your own")
+    if name not in ("draft", "noop", "comfyui", "wan") and not re.fullmatch(r"[\w.]+:\w+", name):
+        raise ValueError("there is draft, comfyui, wan, or module:factory for one of your own")
 
 
 _CHECKS: Final[dict[str, Callable[[str], None]]] = {
@@ -334,6 +367,7 @@ _CHECKS: Final[dict[str, Callable[[str], None]]] = {
     "cors_origins": _check_origin,
     "trusted_proxies": _check_networks,
     "fetch_allow": _check_network,
+    "wan_weights": _check_weights,
     "database_url": _one_of("postgresql://", "postgres://"),
     "storage_url": _one_of("s3://", "gs://", "az://"),
     "engine": _check_engine,

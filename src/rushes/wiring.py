@@ -17,7 +17,7 @@ import signal
 import socket
 import sys
 import time
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, TextIO
@@ -117,10 +117,15 @@ async def preflight(settings: Settings, seconds: float = START_SECONDS) -> None:
             return
 
 
-def make_engine(settings: Settings, slot: int = 0) -> Engine:
-    """The engine of the local slot with this number, from 0. Raises SettingsError where the name says nothing."""
+def make_engine(settings: Settings, slot: int = 0, tell: Callable[[str], None] = lambda _: None) -> Engine:
+    """The engine of the local slot with this number, from 0. Raises SettingsError where the name says nothing.
+
+    ``tell`` hears, where that takes long, how it gets on.
+    """
     if settings.engine == "comfyui":
         return _comfyui(settings, slot)
+    if settings.engine == "wan":
+        return _wan(settings, slot, tell)
     if settings.engine == "draft":
         from rushes.engines.draft.engine import DraftEngine
 
@@ -132,7 +137,7 @@ def make_engine(settings: Settings, slot: int = 0) -> Engine:
     module, colon, factory = settings.engine.partition(":")
     if not colon:
         raise SettingsError(
-            f"engine cannot be {settings.engine!r}: there is `draft`, `comfyui`, or `module:factory`"
+            f"engine cannot be {settings.engine!r}: there is `draft`, `comfyui`, `wan`, or `module:factory`"
         )
     try:
         made: Engine = getattr(importlib.import_module(module), factory)()
@@ -196,6 +201,27 @@ def _comfyui_place(settings: Settings, slot: int) -> tuple[Path, str]:
         _places.append(file)
         return folder, identity
     raise AssertionError
+
+
+def _wan(settings: Settings, slot: int, tell: Callable[[str], None]) -> Engine:
+    from rushes.catalog.load import Catalog
+    from rushes.engines.wan.devices import choose
+    from rushes.engines.wan.weights import wanted_weights
+
+    device = choose(settings.wan_device, slot, os.environ)  # before anything looks for cards
+    try:
+        from rushes.engines.wan.engine import WanEngine
+    except ModuleNotFoundError as error:
+        text = f"engine wan needs more packages ({error.name} is missing): pip install 'rushes[wan]'"
+        raise SettingsError(text) from None
+    served = wanted_weights(settings, Catalog.load(settings.models_dir), tell)
+    return WanEngine(
+        served.local,
+        profile=settings.wan_profile,
+        device=device,
+        loras_dir=settings.wan_loras_dir,
+        models=served.models,
+    )
 
 
 def comfyui_object_info(url: str) -> dict[str, Any]:
@@ -414,7 +440,7 @@ def _be(arguments: list[str], settings: Settings) -> None:
 
     match arguments:
         case ["slot", number]:
-            run_slot(lambda: make_engine(settings, int(number)))
+            run_slot(lambda tell: make_engine(settings, int(number), tell))
         case ["gateway", descriptor]:
             die_with_parent()
             signal.signal(signal.SIGINT, signal.SIG_IGN)
@@ -424,7 +450,9 @@ def _be(arguments: list[str], settings: Settings) -> None:
         case ["worker", owner]:
             die_with_parent()
             signal.signal(signal.SIGINT, signal.SIG_IGN)
-            asyncio.run(run_worker(settings, owner))
+            import uvloop
+
+            uvloop.run(run_worker(settings, owner))
         case _:
             raise SystemExit(
                 f"usage: python -m rushes.wiring gateway FD | worker OWNER | slot NUMBER; got {arguments}"

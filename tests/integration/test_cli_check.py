@@ -385,11 +385,18 @@ def test_doctor_says_which_comfyui_answers(run: Callable[..., Result], comfy: Co
     assert "start it" in bad
 
 
-def test_doctor_says_whether_a_folder_can_be_started(run: Callable[..., Result], installation: Path) -> None:
-    settings = {"RUSHES_COMFYUI_DIR": str(installation), "RUSHES_COMFYUI_PYTHON": sys.executable}
+def test_doctor_says_whether_a_folder_can_be_started(
+    run: Callable[..., Result], installation: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "packages" / "torch").mkdir(parents=True)
+    (tmp_path / "packages" / "torch" / "__init__.py").write_text("raise ModuleNotFoundError('torch')")
+    python = tmp_path / "python-without-torch"
+    python.write_text(f'#!/bin/sh\nPYTHONPATH={tmp_path}/packages exec {sys.executable} "$@"\n')
+    python.chmod(0o755)
+    settings = {"RUSHES_COMFYUI_DIR": str(installation), "RUSHES_COMFYUI_PYTHON": str(python)}
     result = run(command=doctor, **settings)
     (line,) = [line for line in result.stdout.splitlines() if f"ComfyUI {installation}" in line]
-    assert "RUSHES_COMFYUI_PYTHON" in line  # this Python has no torch
+    assert "RUSHES_COMFYUI_PYTHON" in line
     result = run(command=doctor, **{**settings, "RUSHES_COMFYUI_PYTHON": "/no/python"})
     (line,) = [line for line in result.stdout.splitlines() if f"ComfyUI {installation}" in line]
     assert "'/no/python' is no program that is there" in line

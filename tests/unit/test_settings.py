@@ -162,6 +162,26 @@ def test_a_server_has_one_address(written: str, address: str) -> None:
     assert (address,) == load({"RUSHES_COMFYUI_URLS": written}).comfyui_urls
 
 
+@pytest.mark.parametrize(
+    ("environment", "workers"),
+    [
+        ({"RUSHES_ENGINE": "wan"}, 3),
+        ({"RUSHES_ENGINE": "wan", "RUSHES_WORKERS": "2"}, 2),
+        ({"RUSHES_ENGINE": "wan", "RUSHES_WAN_DEVICE": "cpu"}, 1),
+        ({"RUSHES_ENGINE": "draft"}, 1),
+    ],
+)
+def test_wan_has_a_slot_for_each_card(environment: dict[str, str], workers: int) -> None:
+    assert workers == load(environment, cards=lambda: 3).workers
+    assert max(1, workers * (environment.get("RUSHES_WORKERS") == "2")) == load(environment, cards=int).workers
+
+
+@pytest.mark.parametrize("text", ["me/model", "=folder", "me/model="])
+def test_weights_name_a_model_and_a_place(text: str) -> None:
+    with pytest.raises(SettingsError, match="wan_weights"):
+        load({"RUSHES_WAN_WEIGHTS": text})
+
+
 def test_an_empty_path_is_no_path(tmp_path: Path) -> None:
     settings = load({"RUSHES_MODELS_DIR": "", "RUSHES_COMFYUI_DIR": ""})
     assert (None, None, "draft") == (settings.models_dir, settings.comfyui_dir, settings.engine)

@@ -35,7 +35,7 @@ def doctor(data_dir: Path | None, config: Path | None) -> int:
         return _tell(
             [*_python(), *_packages(), *(("bad", "setting", line) for line in error.message.split("\n"))]
         )
-    looks = (_directory, _store, _storage, _addresses, _catalog, _engine, _comfyui, _server)
+    looks = (_directory, _store, _storage, _addresses, _catalog, _engine, _comfyui, _wan, _server)
     found = [*_python(), *_packages()]
     for look in looks:
         found += _careful(look, settings)
@@ -242,6 +242,9 @@ def _engine(settings: Settings) -> Iterator[Finding]:
         slots = len(settings.comfyui_urls) or settings.workers
         yield "ok", "engine comfyui", f"{slots} slot(s)"
         return
+    if settings.engine == "wan":  # making it would fetch weights: see _wan
+        yield "ok", "engine wan", f"{settings.workers} slot(s)"
+        return
     try:
         engine = make_engine(settings)
     except SettingsError as error:
@@ -304,6 +307,14 @@ def _comfyui_folder(settings: Settings, folder: Path) -> Iterator[Finding]:
         return
     packs = len(there.packs())
     yield "ok", what, f"{python} has torch {done.stdout.strip()}; {packs} node pack(s); each slot starts it"
+
+
+def _wan(settings: Settings) -> Iterator[Finding]:
+    """Torch, cards and weights, where this engine is the one."""
+    if settings.engine == "wan":
+        from rushes.cli.wan import findings
+
+        yield from findings(settings)
 
 
 def _server(settings: Settings) -> Iterator[Finding]:

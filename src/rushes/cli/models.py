@@ -12,6 +12,7 @@ import click
 from rushes.catalog.listing import model_detail, model_summary
 from rushes.catalog.load import Catalog
 from rushes.cli.checking import check
+from rushes.cli.fetching import fetch
 from rushes.cli.importing import import_
 from rushes.cli.options import config_option, load
 from rushes.cli.outcome import connect, fail, server_options
@@ -25,7 +26,7 @@ PAGE = 200
 
 @click.group()
 def models() -> None:
-    """List, show, check and import models.
+    """List, show, check and import models; fetch their weights.
 
     `list` and `show` look into the catalog of this machine; with --base-url, or where RUSHES_BASE_URL is
     set, they ask that server.
@@ -85,6 +86,7 @@ def show(
 
 models.add_command(check)
 models.add_command(import_)
+models.add_command(fetch)
 
 
 def _asks_server(base_url: str | None) -> bool:

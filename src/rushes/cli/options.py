@@ -1,6 +1,7 @@
 """Options that several commands share."""
 
 import asyncio
+import os
 from collections.abc import Callable, Coroutine, Iterable
 from fnmatch import fnmatchcase
 from pathlib import Path
@@ -36,7 +37,13 @@ def config_option(command: F) -> F:
 
 def load(config: Path | None = None, **overrides: Any) -> Settings:
     """The settings of this command line. Raises SettingsError."""
-    return settings_module.load(file=config, **overrides)
+    return settings_module.load(file=config, cards=_cards, **overrides)
+
+
+def _cards() -> int:
+    from rushes.engines.wan.devices import visible
+
+    return len(visible(os.environ))
 
 
 def with_store(settings: Settings, use: Callable[[Store], Coroutine[Any, Any, T]]) -> T:
