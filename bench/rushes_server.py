@@ -60,7 +60,11 @@ class Rushes:
         port = free_port()
         env = {name: value for name, value in os.environ.items() if not name.startswith("RUSHES_")}
         env |= {"RUSHES_ACCESS_LOG": "off", "RUSHES_ENGINE": engine, "RUSHES_CONFIG": ""}
-        env |= {"PYTHONPATH": os.pathsep.join(filter(None, (str(HERE), os.environ.get("PYTHONPATH")))), "BENCH_ENGINE_LOG": str(self.engine_log), **(extra or {})}
+        env |= {
+            "PYTHONPATH": os.pathsep.join(filter(None, (str(HERE), os.environ.get("PYTHONPATH")))),
+            "BENCH_ENGINE_LOG": str(self.engine_log),
+            **(extra or {}),
+        }
         if self.database_url:
             env["RUSHES_DATABASE_URL"] = self.database_url
         data = str(self.settings.data_dir)

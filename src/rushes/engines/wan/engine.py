@@ -103,7 +103,7 @@ class WanEngine:
                 raise EngineError("engine_error", text, retryable=True, replace=True) from error
             raise
         finally:
-            del self._stops[job.request_id, job.attempt]
+            self._stops.pop((job.request_id, job.attempt), None)
 
     def abort(self, request_id: str, attempt: int) -> None:
         """End this job within a fraction of a second, whatever it does; see :class:`Overlapping`."""
@@ -133,7 +133,7 @@ class WanEngine:
         local = self._local(model)
         try:
             loaded = load(local, wan, turbo=self._profile == TURBO, device=self._device, tell=told.append)
-            applied = profiles.apply(loaded, self._profile)
+            applied = profiles.apply(loaded, self._profile, tell=told.append)
             ready = _Ready(model.id, wan, loaded, applied)
         except Exception as error:
             traceback.clear_frames(error.__traceback__)  # they would keep what is loaded so far
