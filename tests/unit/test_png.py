@@ -30,7 +30,8 @@ def chunk(name: bytes, body: bytes) -> bytes:
 def look(tmp_path: Path, data: bytes) -> tuple[int, int] | None:
     path = tmp_path / "a.png"
     path.write_bytes(data)
-    return plain_png(path)
+    found = plain_png(path)
+    return None if found is None else (found.width, found.height)
 
 
 @pytest.mark.parametrize("mode", ["L", "LA", "RGB", "RGBA"])
@@ -44,6 +45,21 @@ def test_deep_samples_and_text_are_plain(tmp_path) -> None:
     about.add_itxt("workflow", "ü")
     assert (37, 21) == look(tmp_path, saved(noise("RGB"), pnginfo=about, dpi=(72, 72)))
     assert (5, 4) == look(tmp_path, saved(Image.new("I;16", (5, 4))))
+
+
+def test_words_are_taken_out_and_nothing_else(tmp_path) -> None:
+    picture, about = noise("RGB"), PngImagePlugin.PngInfo()
+    about.add_text("prompt", "secret")
+    about.add_text("long", "secret" * 100, zip=True)
+    about.add_itxt("workflow", "secret")
+    about.add(b"tIME", bytes(7))
+    path = tmp_path / "a.png"
+    path.write_bytes(saved(picture, pnginfo=about, dpi=(72, 72)))
+    found = plain_png(path)
+    assert found is not None
+    assert saved(picture, dpi=(72, 72)) == found.bare
+    path.write_bytes(saved(picture, dpi=(72, 72)))
+    assert (37, 21, None) == plain_png(path)
 
 
 def turned() -> Image.Exif:

@@ -13,6 +13,7 @@ import math
 import os
 import queue
 import signal
+import stat
 import sys
 import threading
 import time
@@ -205,14 +206,13 @@ def _in_words(problem: Exception, job: Job) -> EngineError:
 
 def _check(produced: list[Produced], job: Job, *, may_be_none: bool) -> None:
     """An engine's word is not enough: the files must be there, and of the kind that the model makes."""
-    folder = job.output_dir.resolve()
     for file in produced:
         try:
             os.fspath(file.path).encode()
         except UnicodeEncodeError:
             text = "The engine made a file whose name is not UTF-8."
             raise EngineError("engine_error", text) from None
-        if not file.path.resolve().is_relative_to(folder) or not file.path.is_file():
+        if not _is_made(file.path, job.output_dir):
             raise EngineError("engine_error", "The engine named an output that it did not make.")
     if not may_be_none and job.model.output not in [file.kind for file in produced]:
         made = ", ".join(file.kind for file in produced) or "nothing"
@@ -220,6 +220,15 @@ def _check(produced: list[Produced], job: Job, *, may_be_none: bool) -> None:
             "engine_error",
             f"The model should give {_article(job.model.output)}; what the engine gave is: {made}.",
         )
+
+
+def _is_made(path: Path, folder: Path) -> bool:
+    """Whether this is a file within the folder, also after every link."""
+    if path.parent == folder:  # nearly always, and cheaper
+        with contextlib.suppress(OSError):
+            if stat.S_ISREG(path.lstat().st_mode):
+                return True
+    return path.is_file() and path.resolve().is_relative_to(folder.resolve())
 
 
 def _article(kind: str) -> str:
@@ -246,7 +255,7 @@ def _thinned(outgoing: _Outgoing, run: Run) -> Report:
         news = ("" if ends else progress.stage, progress.fraction > 0, soon)
         if now - last >= _PROGRESS_SECONDS or news != shown:
             last, shown = now, news
-            if preview is None and (path := next(previews)).exists():
+            if preview is None and not ends and (path := next(previews)).exists():
                 preview = path
             outgoing.send(Step(run.ticket, progress, preview, may_follow))
 

@@ -27,6 +27,7 @@ _FREE_SECONDS: Final = 0.25
 """ComfyUI drops its cache between two prompts, at once where none waits."""
 _TEMP_SECONDS: Final = 3600.0
 _OUTPUT_SECONDS: Final = 86400.0
+_SMALL_BYTES: Final = 1 << 20
 """So long, at least, files stay in the folders of a ComfyUI of our own whose names it chose itself."""
 _NUMBERS: Final = re.compile("[0-9]+")
 _LOOPBACK: Final = frozenset({"127.0.0.1", "localhost", "::1"})
@@ -62,7 +63,7 @@ class JobFiles:
         for source, path in self._found:
             if source is not None:
                 try:
-                    shutil.copyfile(source, path)
+                    _copy(source, path)
                 except FileNotFoundError as error:
                     raise self._gone(source.name) from error
         return [path for _, path in self._found]
@@ -150,10 +151,14 @@ class JobFiles:
         if root is None or (folders is None and not self._is_ours(subfolder)):
             return None
         with contextlib.suppress(OSError, RuntimeError, ValueError):
-            root = root.resolve()
-            source = (root / subfolder / name).resolve()
-            home = root if folders is not None else root.joinpath(*subfolder.parts[:2])
-            if source.is_relative_to(home) and source.is_file() and os.access(source, os.R_OK):
+            source = root / subfolder / name
+            if not _is_straight(root, (*subfolder.parts, name)):
+                root = root.resolve()
+                source = (root / subfolder / name).resolve()
+                home = root if folders is not None else root.joinpath(*subfolder.parts[:2])
+                if not (source.is_relative_to(home) and source.is_file()):
+                    return None
+            if os.access(source, os.R_OK):
                 return source
         return None
 
@@ -222,6 +227,16 @@ def _sweep(folder: Path, before: float, *, spare: str = "") -> None:
                     empty.replace(path)  # not truncated: somebody may be reading it
 
 
+def _is_straight(root: Path, parts: Sequence[str]) -> bool:
+    """Whether there is a file below ``root`` by this way, without a link on it; cheaper than to resolve the way."""
+    place = root
+    for part in parts[:-1]:
+        place /= part
+        if not stat.S_ISDIR(place.lstat().st_mode):
+            return False
+    return stat.S_ISREG((place / parts[-1]).lstat().st_mode)
+
+
 def _is_swept(path: Path) -> bool:
     """Whether this is what :func:`_sweep` left of a file."""
     try:
@@ -229,6 +244,16 @@ def _is_swept(path: Path) -> bool:
     except OSError:
         return False
     return found.st_size == 0 and found.st_mtime == 0
+
+
+def _copy(source: Path, path: Path) -> None:
+    """As shutil.copyfile, with less ado over a small file. ``path`` is new."""
+    with source.open("rb", buffering=0) as file:
+        data = file.read(_SMALL_BYTES)
+        if len(data) < _SMALL_BYTES:
+            path.write_bytes(data)
+            return
+    shutil.copyfile(source, path)
 
 
 def _name(field: str, path: Path) -> str:

@@ -101,6 +101,10 @@ def produced(path: Path) -> Produced | None:
         head = file.read(SNIFF_BYTES)
     found = sniff(head)
     try:
+        if found is not None and found.format == "png" and (plain := plain_png(path)) is not None:
+            if plain.bare is not None:
+                path.write_bytes(plain.bare)  # it is our copy, and nobody else has it yet
+            return Produced(path, "image", "image/png", plain.width, plain.height)
         if found is None and head.startswith(_MATROSKA):
             found = _MATROSKA_VIDEO
         if found is None:
@@ -124,8 +128,6 @@ class _Corrupt(Exception):
 
 
 def _image(path: Path, format_: str) -> Produced:
-    if format_ == "png" and (size := plain_png(path)) is not None:
-        return Produced(path, "image", "image/png", *size)
     with _ONE_AT_A_TIME:
         info = check_image(path, _MOST_PIXELS)
         frames, fps = _animation(path) if format_ in _MOVING else (1, None)
