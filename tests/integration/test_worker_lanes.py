@@ -286,6 +286,24 @@ async def test_the_time_limit_ends_its_job_alone(tmp_path, monkeypatch) -> None:
         assert ("succeeded", 1) == (record.state, record.attempt)
 
 
+async def test_a_lost_job_does_not_cost_the_loading_of_its_model(tmp_path, monkeypatch) -> None:
+    monkeypatch.setattr(slot, "ABORT_SECONDS", 0.2)
+    async with gates(tmp_path, monkeypatch) as at:
+        at.open("loaded.wait")
+        a = await at.submit("ok")
+        at.start()
+        await at.showing(a, "loading")
+        pids = children()
+        marks = [mark for mark in await at.bench.store.leases() if mark.id == a]
+        assert 1 == await at.bench.store.expire(marks, Failure("worker_lost", "Lost."), 9)
+        await asyncio.sleep(1.0)  # several times what an abort may take
+        assert pids == children()
+        at.open("loaded")
+        record = await at.ended(a)
+        assert ("succeeded", 2, [(a, 2)]) == (record.state, record.attempt, at.runs())
+        assert pids == children()
+
+
 @pytest.mark.parametrize(("prompt", "attempts"), [("soon wait a", 1), ("begin soon wait a", 2)])
 async def test_who_hears_no_abort_costs_the_process(tmp_path, monkeypatch, prompt, attempts) -> None:
     """The job beside it is tried again, and pays with an attempt only where it had begun."""

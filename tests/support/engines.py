@@ -107,7 +107,10 @@ class OverlappingEngine:
         self._aborted: dict[tuple[str, int], threading.Event] = {}
 
     def warm(self, model: Model) -> None:
-        pass
+        gate = _gate("loaded")
+        if gate.with_suffix(".wait").exists():
+            while not gate.exists():
+                time.sleep(0.005)
 
     def abort(self, request_id: str, attempt: int) -> None:
         if (request_id, attempt) in self._aborted:

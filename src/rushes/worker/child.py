@@ -29,6 +29,7 @@ from rushes.requests.record import Progress
 from rushes.worker.messages import (
     ABORTED,
     FAREWELL_SECONDS,
+    LOADING,
     Abort,
     Done,
     Failed,
@@ -163,7 +164,7 @@ class _Crew:
         report = _thinned(self._outgoing, run)
         try:
             if self._warm != job.model.id:
-                report(Progress(stage="loading"))
+                report(Progress(stage=LOADING))
                 self._engine.warm(job.model)
                 self._warm = job.model.id
             if ticket in self._aborted:

@@ -16,6 +16,9 @@ ABORTED: Final = "aborted"
 """The code of a job that ended because nobody wants it any more. Never an outcome: who ends it knows why."""
 
 
+LOADING: Final = "loading"
+"""The stage of a job whose model the engine is made ready for."""
+
 FAREWELL_SECONDS: Final = 2.0
 """How long a child whose input has ended takes at most to have its engine end what is in hand."""
 

@@ -17,6 +17,7 @@ from rushes.requests.record import Progress
 from rushes.worker.messages import (
     ABORTED,
     FAREWELL_SECONDS,
+    LOADING,
     Abort,
     Done,
     Failed,
@@ -61,6 +62,8 @@ class Hand:
         self.eta: float | None = None
         self.ahead = False
         """It does not keep the next one from being handed in any more."""
+        self.loading = False
+        """Its model is being loaded, and it is heard again when that is done."""
         self.began = False
         self.unwanted = False
         self.late: Literal["begun", "waiting"] | None = None
@@ -270,11 +273,15 @@ class Slot:
         """
         assert hand.child is not None
         assert hand.answer is not None
-        for _ in range(_ABORT_TRIES if self._aborts else 0):
+        tries = _ABORT_TRIES if self._aborts else 0
+        while tries:
             hand.child.write(line(Abort(hand.ticket)))
             await asyncio.wait([hand.answer], timeout=ABORT_SECONDS / _ABORT_TRIES)
             if hand.answer.done():
                 return
+            # What is loaded for it serves the next one, who would have to wait for it all again.
+            if hand.late is not None or not hand.loading:
+                tries -= 1
         if not hand.answer.done():
             await self.kill(reason)
 
@@ -302,7 +309,7 @@ class Slot:
     def _step(self, step: Step) -> None:
         hand, progress = self._hands.get(step.ticket), step.progress
         if hand is not None:
-            hand.eta, hand.ahead = progress.eta, step.ahead
+            hand.eta, hand.ahead, hand.loading = progress.eta, step.ahead, progress.stage == LOADING
             if progress.fraction > 0 and not hand.began:
                 hand.began = True
                 if self.lanes > 1:
