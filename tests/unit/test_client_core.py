@@ -170,11 +170,11 @@ def test_an_answer_without_what_it_must_have_is_a_servers_error() -> None:
 
 def test_polling_is_fast_first_and_again_after_each_change() -> None:
     polling = Polling()
-    queued = [polling.pause("in_queue") for _ in range(12)]
-    assert 0.1 == queued[0]
+    queued = [polling.pause("in_queue") for _ in range(14)]
+    assert 0.02 == queued[0]
     assert 2.0 == queued[-1]
     assert queued == sorted(queued)
-    assert 0.1 == polling.pause("in_progress")
+    assert 0.02 == polling.pause("in_progress")
 
 
 def test_polling_obeys_the_servers_times() -> None:
