@@ -81,7 +81,7 @@ class Attempts:
         """
         entry = self._catalog.get(lease.request.model)
         if entry is None:
-            await until_written("release", lambda: self._store.release(lease))
+            await self.release(lease)
             return None
         model = entry.model
         folder = self._scratch / f"{lease.request.id}-{lease.fence}"
@@ -104,7 +104,7 @@ class Attempts:
             gone = "An input file is no longer in storage. Submit the request again."
             await self._fail(held, Failure("input_gone", gone), slot.engine)
         except NotStarted:
-            await until_written("release", lambda: self._store.release(lease))
+            await self.release(lease)
             raise
         except Exception:
             log.event("attempt failed", request=lease.request.id, traceback=traceback.format_exc())
@@ -115,6 +115,10 @@ class Attempts:
                 self._leases.drop(held)
                 await _clear(folder)
         return left
+
+    async def release(self, lease: Lease) -> None:
+        """Put the request back as it was before it was claimed."""
+        await until_written("release", lambda: self._store.release(lease))
 
     async def _engine_gave_up(self, held: Held, error: ChildLost | EngineError, engine: str) -> None:
         """Write what follows. Raises GivenBack where it began with nothing, NotStarted where the disk is at fault."""

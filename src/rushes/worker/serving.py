@@ -123,7 +123,10 @@ class Serving:
         finally:
             if lease is None:
                 self._room.release()
-        if lease is not None:
+        if lease is not None and self._stopping.is_set():  # it was asked for before that
+            await self._attempts.release(lease)
+            self._room.release()
+        elif lease is not None:
             task = asyncio.create_task(self._work(self._slot.take(), lease))
             self.working.add(task)
             task.add_done_callback(self.working.discard)

@@ -130,7 +130,7 @@ class WanEngine:
         if self._profile == TURBO and wan.turbo is None:
             raise EngineError("profile_unusable", f"{model.id} has no profile turbo.")
         began, told = time.monotonic(), list[str]()
-        local = self._local(model)
+        local = self._found(model)
         try:
             loaded = load(local, wan, turbo=self._profile == TURBO, device=self._device, tell=told.append)
             applied = profiles.apply(loaded, self._profile, tell=told.append)
@@ -148,6 +148,14 @@ class WanEngine:
             done=[*told, *applied],
         )
         return ready
+
+    def _found(self, model: Model) -> Local:
+        try:
+            return self._local(model)
+        except EngineError as error:  # in words for the operator, with folders of this machine
+            log.event("weights not usable", model=model.id, error=error.message)
+            text = "The weights of this model are not whole on the server. Its operator finds the reason in the log."
+            raise EngineError(error.reason, text, retryable=error.retryable) from error
 
 
 class _Ready:
