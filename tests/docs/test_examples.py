@@ -223,6 +223,14 @@ def test_every_way_for_a_workflow_to_fail_is_in_the_table() -> None:
     assert expected - starting - {"out_of_memory", "aborted", "input_too_large"} == named
 
 
+def test_every_way_for_wan_to_fail_is_in_the_table() -> None:
+    named = {word for row in rows("api.md", "Of the Wan engine") for word in re.findall(r"`(\w+)`", row[0])}
+    expected = in_source(r'EngineError\(\s*"(\w+)"', "engines/wan")
+    # The engine's own affairs, and what stands in the tables before.
+    expected -= {"aborted", "other_model", "out_of_memory", "engine_error", "input_not_media"}
+    assert expected == {word for word in named if word in expected or not word.endswith("_unusable")}
+
+
 def in_source(pattern: str, folder: str = "") -> set[str]:
     """What a pattern finds in the server's code."""
     paths = (ROOT / "src" / "rushes" / folder).rglob("*.py")
