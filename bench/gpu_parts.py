@@ -19,6 +19,7 @@ from PIL import Image
 from gpu_floor import seconds
 from gpu_models import WORDS, Case, build
 from report import Bench, Row
+from rushes.engines.wan import attention as kernels
 from rushes.engines.wan import decode, profiles
 from rushes.engines.wan.denoise import Denoiser, Stop
 from rushes.engines.wan.plan import Plan
@@ -251,6 +252,14 @@ def _profile(
     value = f"{before[1]:.2f} s before its steps (the first: {before[0]:.2f} s)"
     steps = f"; longest step {second['longest_step_seconds'] / second['step_seconds']:.2f}x the median"
     run.add(case.name, f"{profile}: second request of the warm model", value + steps)
+    deviations = ", ".join(
+        f"{part.name} {part.deviation:.2g}" for part in applied.parts if part.deviation is not None
+    )
+    run.add(
+        case.name,
+        f"{profile}: deviation of a prediction from stock's, after each part",
+        deviations or "none was tried",
+    )
     parts = {
         part.name: {"done": part.done, "words": part.words, "deviation": part.deviation}
         for part in applied.parts
@@ -336,7 +345,7 @@ def _whole(run: Run, case: Case, numbers: dict[str, Any], after: dict[str, Any])
 
 
 def attention(run: Run, cases: Sequence[Case]) -> None:
-    """Each kernel that is there, at the sizes of the cases: what the order in `profiles.py` rests on."""
+    """Each kernel that is there, at the sizes of the cases: what the order in `attention.py` rests on."""
     from diffusers.models.attention_dispatch import dispatch_attention_fn
 
     place = torch.device(run.device)
@@ -347,7 +356,7 @@ def attention(run: Run, cases: Sequence[Case]) -> None:
         heads = case.transformer["num_attention_heads"]
         shape = (1, tokens, heads, sizes.width // heads)
         given = [torch.randn(shape, device=place, dtype=torch.bfloat16) for _ in range(3)]
-        for kernel in (*profiles.fast_kernels(capability), "native"):
+        for kernel in ("native", *kernels.fast_kernels(capability)):
             what = f"attention of {tokens} tokens with {kernel}"
             try:
                 each = []
@@ -366,8 +375,14 @@ def attention(run: Run, cases: Sequence[Case]) -> None:
 def _attend(dispatch: Any, kernel: str, given: list[Any]) -> None:
     from diffusers.models.attention_dispatch import attention_backend
 
-    with torch.no_grad(), attention_backend(kernel):
-        dispatch(*given)
+    cudnn = kernel == kernels.CUDNN
+    if cudnn:
+        kernels.set_attention((), kernel, torch.backends.cudnn.version())
+    try:
+        with torch.no_grad(), attention_backend("native" if cudnn else kernel):
+            dispatch(*given)
+    finally:
+        kernels.reset_attention(())
 
 
 def loading(run: Run, case: Case) -> None:

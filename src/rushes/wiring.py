@@ -205,10 +205,11 @@ def _comfyui_place(settings: Settings, slot: int) -> tuple[Path, str]:
 
 def _wan(settings: Settings, slot: int, tell: Callable[[str], None]) -> Engine:
     from rushes.catalog.load import Catalog
-    from rushes.engines.wan.devices import choose
+    from rushes.engines.wan.devices import choose, keep_compiled
     from rushes.engines.wan.weights import wanted_weights
 
     device = choose(settings.wan_device, slot, os.environ)  # before anything looks for cards
+    keep_compiled(settings.data_dir.resolve() / "wan" / "compiled", os.environ)
     try:
         from rushes.engines.wan.engine import WanEngine
     except ModuleNotFoundError as error:

@@ -1,5 +1,7 @@
 """The card of a slot, with a program that answers as nvidia-smi does."""
 
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -120,3 +122,30 @@ def test_cuda_where_only_the_driver_s_tool_is_missing(bare):
 def test_more_slots_than_cards_are_refused(machine, setting):
     with pytest.raises(SettingsError, match="2 cards are visible, and slot 3 finds none"):
         devices.choose(setting, 2, machine(*TWO))
+
+
+def test_what_is_compiled_is_kept_for_this_user_alone(tmp_path):
+    environ: dict[str, str] = {}
+    devices.keep_compiled(tmp_path / "wan" / "compiled", environ)
+    assert {"TORCHINDUCTOR_CACHE_DIR": str(tmp_path / "wan" / "compiled")} == environ
+    assert 0o700 == (tmp_path / "wan" / "compiled").stat().st_mode & 0o777
+    devices.keep_compiled(tmp_path / "wan" / "compiled", {})
+
+
+def test_a_folder_that_the_operator_named_is_used(tmp_path):
+    environ = {"TORCHINDUCTOR_CACHE_DIR": "/srv/compiled"}
+    devices.keep_compiled(tmp_path / "compiled", environ)
+    assert {"TORCHINDUCTOR_CACHE_DIR": "/srv/compiled"} == environ
+    assert not (tmp_path / "compiled").exists()
+
+
+def test_torch_s_compiler_finds_the_folder(tmp_path):
+    """In a process of its own, since the variable is read once."""
+    pytest.importorskip("torch", reason="needs the extra: pip install 'rushes[wan]'")
+    environ = {"PATH": "/usr/bin:/bin"}
+    devices.keep_compiled(tmp_path / "compiled", environ)
+    program = "from torch._inductor.runtime.cache_dir_utils import cache_dir; print(cache_dir())"
+    done = subprocess.run(
+        [sys.executable, "-c", program], env=environ, capture_output=True, text=True, check=True, timeout=60
+    )
+    assert str(tmp_path / "compiled") == done.stdout.strip()

@@ -15,6 +15,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from rushes.catalog.wan import WanLora, WanModel
+from rushes.engines.wan import main_memory
 from rushes.engines.wan.load import Loaded, load
 from rushes.engines.wan.memory import WORKSPACE, Placement
 from rushes.engines.wan.weights import Local
@@ -419,3 +420,21 @@ def test_what_is_free_decides_where_the_weights_begin(tiny, beside, placement):
     weights = sum(one.nbytes for part in parts for one in part.parameters())
     assert Placement[placement] == loaded_from(folder, free=WORKSPACE + weights + beside).placement
     assert Placement.OFFLOAD == loaded_from(folder, free=WORKSPACE).placement
+
+
+@pytest.mark.parametrize(("placement", "bytes_"), [("TEXT_WAITS", "text"), ("OFFLOAD", "text and transformer")])
+def test_what_main_memory_cannot_take_is_not_read(tiny, monkeypatch, placement, bytes_):
+    folder, told = tiny("text"), list[str]()
+    pipe = stock(folder)
+    parts = {"text": (pipe.text_encoder,), "text and transformer": (pipe.text_encoder, pipe.transformer)}
+    needed = sum(one.nbytes for part in parts[bytes_] for one in part.parameters())
+    free = WORKSPACE + (sum(one.nbytes for part in (pipe.transformer, pipe.vae) for one in part.parameters()))
+    free -= 0 if placement == "TEXT_WAITS" else 1
+
+    monkeypatch.setattr(main_memory, "available", lambda: needed - 1)
+    with pytest.raises(EngineError, match="of main memory") as caught:
+        loaded_from(folder, tell=told.append, free=free)
+    assert ("out_of_memory", True) == (caught.value.reason, caught.value.replace)
+    assert ["checking the weights"] == told
+    monkeypatch.setattr(main_memory, "available", lambda: needed)
+    assert Placement[placement] == loaded_from(folder, free=free).placement

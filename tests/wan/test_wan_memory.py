@@ -13,9 +13,22 @@ from diffusers.hooks.group_offloading import _is_group_offload_enabled
 from PIL import Image
 
 from rushes.catalog.wan import WanModel
-from rushes.engines.wan import memory
+from rushes.engines.wan import main_memory, memory
 from rushes.engines.wan.load import Loaded, load
-from rushes.engines.wan.memory import WORKSPACE, Need, Placement, Rung, climb, is_out_of_memory, mend, place
+from rushes.engines.wan.memory import (
+    WORKSPACE,
+    Need,
+    Placement,
+    Rung,
+    bytes_of,
+    bytes_to_stream,
+    climb,
+    is_out_of_memory,
+    locked_bytes_of,
+    mend,
+    place,
+    waiting,
+)
 from rushes.engines.wan.weights import Local
 from rushes.errors import EngineError
 
@@ -57,11 +70,11 @@ def latents(loaded: Loaded, prompt: str = "a cat", size: int = 64, **more: Any) 
         (A14B, 79, Placement.TEXT_WAITS),
         (A14B, 47, Placement.OFFLOAD),
         (I2V14B, 79, Placement.RESIDENT),
-        (I2V14B, 48, Placement.TEXT_WAITS),
-        (I2V14B, 24, Placement.OFFLOAD),
-        (T2V1B, 31, Placement.RESIDENT),
-        (T2V1B, 23, Placement.TEXT_WAITS),
-        (T2V1B, 11, Placement.OFFLOAD),
+        (I2V14B, 60, Placement.TEXT_WAITS),
+        (I2V14B, 47, Placement.OFFLOAD),
+        (T2V1B, 47, Placement.RESIDENT),
+        (T2V1B, 31, Placement.TEXT_WAITS),
+        (T2V1B, 23, Placement.OFFLOAD),
     ],
 )
 def test_what_fits_stays_on_the_card(need, card, placement):
@@ -82,7 +95,10 @@ def test_the_bounds_are_the_weights_and_the_room_for_work():
         torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB."),
         RuntimeError("CUDA error: out of memory"),
         RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"),
+        RuntimeError("CUDA error: CUBLAS_STATUS_NOT_INITIALIZED when calling `cublasCreate(handle)`"),
         RuntimeError("cuDNN error: CUDNN_STATUS_ALLOC_FAILED"),
+        RuntimeError("GET was unable to find an engine to execute this computation"),
+        RuntimeError("FIND was unable to find an engine to execute this computation"),
         MemoryError(),
         OSError(errno.ENOMEM, "Cannot allocate memory"),
     ],
@@ -120,13 +136,42 @@ def test_torch_s_own_failure_to_allocate_is_lack_of_memory():
 
 
 @pytest.mark.parametrize(
-    ("text", "bytes_"),
-    [("MemTotal:  9 kB\nMemAvailable:     2048 kB\n", 2 * 2**20), ("MemTotal:  9 kB\n", None), ("", None)],
+    ("placement", "bytes_"), [(Placement.RESIDENT, 0), (Placement.TEXT_WAITS, 20), (Placement.OFFLOAD, 60)]
 )
-def test_what_linux_can_give_is_read(tmp_path, text, bytes_):
-    (tmp_path / "meminfo").write_text(text)
-    assert bytes_ == memory._available(tmp_path / "meminfo")
-    assert memory._available(tmp_path / "other") is None
+def test_what_waits_does_so_in_main_memory(placement, bytes_):
+    assert bytes_ == waiting(Need(transformers=40, text_encoder=20, rest=3), placement)
+
+
+def test_locked_pages_are_counted_by_powers_of_two():
+    module = torch.nn.Linear(5, 3)  # 60 and 12 bytes
+    module.register_buffer("whole", torch.zeros(8, dtype=torch.float64))
+    module.register_buffer("empty", torch.zeros(0))
+    assert 64 + 16 + 64 == locked_bytes_of(module)
+
+
+def test_weights_that_cannot_be_locked_wait_as_they_are(monkeypatch, capfd):
+    """Without a card nothing can be locked, and with too little main memory nothing is tried."""
+    module = torch.nn.Linear(5, 3)
+    before = module.weight.clone()
+    monkeypatch.setattr(main_memory, "available", lambda: 2**30)
+    memory._lock(module)
+    assert not capfd.readouterr().err
+    monkeypatch.setattr(main_memory, "available", lambda: 2**40)
+    memory._lock(module)
+    assert module.weight.is_pinned() or "weights not locked in memory" in capfd.readouterr().err
+    assert torch.equal(before, module.weight)
+
+
+def test_to_stream_takes_the_locked_pages_beside_one_expert_at_a_time(tiny):
+    """The device ``meta`` stands for a card: what comes from there lay in no main memory."""
+    experts = loaded_from(tiny("text-two-experts")).experts
+    locked, plain = locked_bytes_of(experts[0]), bytes_of(experts[0])
+    assert plain < locked
+    assert 2 * locked - plain == bytes_to_stream(experts)
+    for expert in experts:
+        expert.to("meta")
+    assert 2 * locked == bytes_to_stream(experts)
+    assert locked == bytes_to_stream(experts[:1])
 
 
 # -- the ladder -----------------------------------------------------------------------------------------------------
@@ -219,10 +264,17 @@ def test_the_text_encoder_stays_where_it_is_otherwise(tiny, rung):
         assert {"cpu"} == {one.device.type for one in loaded.pipe.text_encoder.parameters()}
 
 
-def test_weights_that_main_memory_cannot_take_stay_and_the_process_goes():
-    with pytest.raises(EngineError, match="GiB of main memory") as caught:
-        memory._check_main_memory(2**60)
-    assert ("out_of_memory", True, False) == (caught.value.reason, caught.value.replace, caught.value.retryable)
+def test_weights_that_main_memory_cannot_take_stay_and_the_process_goes(tiny, monkeypatch):
+    """The device ``meta`` stands for a card: nothing lies in main memory yet."""
+    loaded = loaded_from(tiny("text"))
+    loaded.pipe.text_encoder.to("meta")
+    monkeypatch.setattr(main_memory, "available", lambda: 9)
+    for rung in (Rung.SAVING, Rung.OFFLOAD):
+        with pytest.raises(EngineError, match="GiB of main memory") as caught:
+            climb(loaded, rung)
+        assert ("out_of_memory", True) == (caught.value.reason, caught.value.replace)
+    assert (Rung.PLAIN, Placement.RESIDENT) == (loaded.rung, loaded.placement)
+    assert "meta" == loaded.pipe.text_encoder.device.type
 
 
 def test_tiles_are_used_where_a_picture_is_larger_than_one(tiny):

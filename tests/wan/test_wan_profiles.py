@@ -177,7 +177,7 @@ def test_a_compiler_that_fails_is_left_out(tiny: Tiny) -> None:
     assert "forward" not in vars(loaded.experts[0].blocks[0])
 
 
-@pytest.mark.parametrize(("profile", "spoil"), [("exact", 1.2), ("turbo", 3.0), ("exact", float("nan"))])
+@pytest.mark.parametrize(("profile", "spoil"), [("exact", 1.2), ("turbo", 10.0), ("exact", float("nan"))])
 def test_a_compiler_that_miscalculates_is_left_out(tiny: Tiny, profile: str, spoil: float) -> None:
     loaded = fresh(tiny("text"))
     before = predict(loaded.experts[0])
@@ -365,40 +365,6 @@ def test_a_kernel_is_set_for_its_model_alone(tiny: Tiny, monkeypatch: pytest.Mon
     from diffusers.models.attention_dispatch import _AttentionBackendRegistry
 
     assert _AttentionBackendRegistry.get_active_backend()[0] == "native"
-
-
-@pytest.mark.parametrize(
-    ("capability", "exact", "fast"),
-    [
-        (None, (), ()),
-        ((7, 5), (), ()),
-        ((8, 6), (), ("_sage_qk_int8_pv_fp16_cuda", "sage_hub")),
-        ((8, 9), (), ("_sage_qk_int8_pv_fp8_cuda", "sage_hub")),
-        (
-            (9, 0),
-            ("_flash_3", "_flash_3_hub", "_native_cudnn"),
-            ("_sage_qk_int8_pv_fp8_cuda_sm90", "sage_hub", "_flash_3", "_flash_3_hub", "_native_cudnn"),
-        ),
-        (
-            (12, 0),
-            ("flash_4_hub", "_native_cudnn"),
-            ("_sage_qk_int8_pv_fp8_cuda", "sage_hub", "flash_4_hub", "_native_cudnn"),
-        ),
-    ],
-)
-def test_kernels_fit_the_card(
-    capability: tuple[int, int] | None, exact: tuple[str, ...], fast: tuple[str, ...]
-) -> None:
-    assert exact == profiles.exact_kernels(capability)
-    assert fast == profiles.fast_kernels(capability)
-
-
-def test_diffusers_knows_every_kernel() -> None:
-    from diffusers.models.attention_dispatch import AttentionBackendName
-
-    known = {name.value for name in AttentionBackendName}
-    cards = [(8, 0), (8, 6), (8, 9), (9, 0), (10, 0), (12, 0)]
-    assert {kernel for card in cards for kernel in profiles.fast_kernels(card)} <= known
 
 
 # peft cannot merge into fp8, says so in advance, and is never asked to

@@ -29,7 +29,7 @@ def frames(loaded: Loaded, latents: torch.Tensor, plan: Plan, stop: Stop) -> Gen
     with :func:`contextlib.closing`, where not every frame is taken.
     """
     decoder = loaded.decoder
-    with _beside(latents) as card:
+    with _beside(loaded, latents) as card:
         with torch.no_grad(), card():
             scaled = _scaled(decoder, latents.to(loaded.device))
         if decoder.use_tiling and _larger_than_a_tile(decoder, scaled):
@@ -43,14 +43,14 @@ Card = Callable[[], AbstractContextManager[Any]]
 
 
 @contextmanager
-def _beside(latents: torch.Tensor) -> Iterator[Card]:
+def _beside(loaded: Loaded, latents: torch.Tensor) -> Iterator[Card]:
     """A line of work of our own, before that of the denoising, which runs at the same time: who waits longest is the
     request that is nearly ready.
     """
     if not latents.is_cuda:
         yield nullcontext
         return
-    stream = torch.cuda.Stream(latents.device, priority=-1)
+    stream = loaded.decoding
     stream.wait_stream(torch.cuda.current_stream(latents.device))
     latents.record_stream(stream)
     try:

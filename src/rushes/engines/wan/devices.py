@@ -1,9 +1,12 @@
-"""Which graphics card a slot takes. Decided before torch is imported: CUDA reads its variable once."""
+"""Which graphics card a slot takes, and where what is compiled for it is kept. Decided before torch is imported: the
+variables are read once.
+"""
 
 import csv
 import shutil
 import subprocess
 from collections.abc import Mapping, MutableMapping
+from pathlib import Path
 from typing import Final
 
 import msgspec
@@ -12,6 +15,7 @@ from rushes import log
 from rushes.errors import SettingsError
 
 VISIBLE: Final = "CUDA_VISIBLE_DEVICES"
+COMPILED: Final = "TORCHINDUCTOR_CACHE_DIR"
 _QUERY: Final = ("uuid", "name", "memory.total", "compute_cap")
 _NVIDIA_SECONDS: Final = 30.0
 """nvidia-smi takes seconds where no driver stays loaded, and for ever where one hangs."""
@@ -75,6 +79,19 @@ def choose(setting: str, slot: int, environ: MutableMapping[str, str]) -> str:
         )
     environ[VISIBLE] = seen[slot]
     return "cuda"
+
+
+def keep_compiled(folder: Path, environ: MutableMapping[str, str]) -> None:
+    """Have torch keep in ``folder`` what it compiles for a card, so that the next process need not compile it again;
+    where ``environ`` names a folder already, in that. Without either it is the system's folder for temporary files.
+
+    To be called before torch is imported. What lies there is loaded and run: the folder is made for this user alone.
+    Several processes may share one. Raises OSError where it cannot be made.
+    """
+    if environ.get(COMPILED):
+        return
+    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    environ[COMPILED] = str(folder.absolute())
 
 
 def _visible(environ: Mapping[str, str], found: list[str]) -> list[str]:

@@ -8,6 +8,7 @@ import copy
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
@@ -19,7 +20,7 @@ from safetensors import safe_open
 
 from rushes import log
 from rushes.catalog.wan import WanLora, WanModel
-from rushes.engines.wan import memory, parts
+from rushes.engines.wan import main_memory, memory, parts
 from rushes.engines.wan.memory import Need, Placement, Rung
 from rushes.engines.wan.parts import Kind, unusable
 from rushes.errors import EngineError
@@ -57,6 +58,13 @@ class Loaded:
     placement: Placement = Placement.RESIDENT
     rung: Rung = Rung.PLAIN
 
+    @cached_property
+    def decoding(self) -> torch.cuda.Stream:
+        """The card's line of work for decoding, before that of the denoising. One for all jobs: memory that was used
+        in one line is not given to the work of another.
+        """
+        return torch.cuda.Stream(self.device, priority=-1)
+
     @contextmanager
     def text_on_card(self) -> Iterator[None]:
         """The text encoder can be used on :attr:`device` in this block."""
@@ -78,7 +86,7 @@ def load(
 
     ``free`` is how many bytes the weights and the work may take there; None leaves it to what is free on the card.
     Where that proves too little, the next placement is tried. Raises EngineError ``weights_unusable``, which names
-    the file, and ``out_of_memory``.
+    the file, and ``out_of_memory``, for what is to wait in main memory and does not fit there before it is read.
     """
     _quieten()
     place = torch.device(device)
@@ -95,10 +103,12 @@ def load(
         if name in found
     }
     free = memory.free_on(place) if free is None else free
-    first = Placement.RESIDENT if free is None else memory.place(_need(local.folder, plan), free)
+    need = _need(local.folder, plan)
+    first = Placement.RESIDENT if free is None else memory.place(need, free)
     ladder = [step for step in Placement if step >= first] if free is not None else [first]
     loras = [*local.loras, *(local.turbo_loras if turbo else ())]
     for placement in ladder:
+        main_memory.check(memory.waiting(need, placement))
         try:
             return _load(local.folder, kind, plan, place, placement, loras, tell)
         except Exception as error:

@@ -10,7 +10,6 @@ import itertools
 from collections.abc import Iterator
 from contextlib import contextmanager
 from enum import IntEnum
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 import msgspec
@@ -19,24 +18,30 @@ from diffusers.hooks import apply_group_offloading
 from diffusers.hooks.group_offloading import _maybe_remove_and_reapply_group_offloading
 
 from rushes import log
-from rushes.errors import EngineError
+from rushes.engines.wan import main_memory
 
 if TYPE_CHECKING:
     from rushes.engines.wan.load import Loaded
 
-WORKSPACE: Final = 14 * 2**30
-"""Bytes that are to stay free besides the weights: the activations of a 14B model at 81 frames of 720p (hidden
-states of 75,600 tokens by 5120, several in 32 bits), and beside them the VAE's whole frames of another video. What
-needs more climbs the ladder.
+WORKSPACE: Final = 20 * 2**30
+"""Bytes that are to stay free besides the weights. By the sizes of the tensors, and so without what cuDNN takes to
+work in, 81 frames of 720p need up to 16.7 GiB to be decoded, 12.2 to be encoded, and 8.0 for a pass of a 14B model
+that is not compiled; 480p needs 7.2, 5.3 and 3.5. What needs more, such as decoding one video at 720p while another
+one is denoised, climbs the ladder: its first step is to have the card alone.
 """
+_MAIN_SPARE: Final = 4 * 2**30
+"""Bytes of main memory that nothing is locked into for the sake of speed alone."""
 _SIGNS: Final = (
     "out of memory",
     "can't allocate memory",
     "not enough memory",
     "CUBLAS_STATUS_ALLOC_FAILED",
+    "CUBLAS_STATUS_NOT_INITIALIZED",
     "CUDNN_STATUS_ALLOC_FAILED",
+    "unable to find an engine to execute this computation",
 )
-"""What the messages of torch's RuntimeErrors hold where it has no class of its own for it."""
+"""What the messages of torch's RuntimeErrors hold where it has no class of its own for it. cuBLAS cannot begin, and
+cuDNN finds no way to do a convolution, where there is no memory left for them to work in."""
 
 
 class Placement(IntEnum):
@@ -77,17 +82,27 @@ def place(need: Need, free: int) -> Placement:
     return Placement.TEXT_WAITS if spare >= 0 else Placement.OFFLOAD
 
 
+def waiting(need: Need, placement: Placement) -> int:
+    """Bytes that lie in main memory with ``placement``."""
+    text = need.text_encoder if placement >= Placement.TEXT_WAITS else 0
+    return text + (need.transformers if placement >= Placement.OFFLOAD else 0)
+
+
 def settle(loaded: "Loaded", placement: Placement) -> None:
     """Bring the parts to where ``placement`` says; never back up. Raises torch's errors for lack of memory, and
     EngineError ``out_of_memory`` where main memory cannot take what leaves the card.
     """
     if placement <= loaded.placement:
         return
+    text = loaded.pipe.text_encoder
     if placement is Placement.OFFLOAD:
         _offload(loaded)
-    elif loaded.pipe.text_encoder.device.type != "cpu":
-        _check_main_memory(bytes_of(loaded.pipe.text_encoder))
-        loaded.pipe.text_encoder.to("cpu")
+    else:
+        if text.device.type != "cpu":
+            main_memory.check(bytes_of(text))
+            text.to("cpu")
+        if loaded.device.type == "cuda":
+            _lock(text)
     loaded.placement = placement
     release()
 
@@ -129,7 +144,9 @@ def text_on_card(loaded: "Loaded") -> Iterator[None]:
             parameter.data = data
             setattr(module, name, parameter)  # some moves make a new parameter
         encoder.to("cpu")  # the buffers
-        if loaded.device.type == "cuda":
+        # Giving memory back stops the card for all who work on it: only where another one could need it.
+        free = free_on(loaded.device)
+        if free is not None and free < WORKSPACE:
             torch.cuda.empty_cache()
 
 
@@ -139,6 +156,9 @@ def mend(loaded: "Loaded") -> None:
     """
     if loaded.placement is not Placement.OFFLOAD:
         return
+    if loaded.device.type == "cuda":
+        # The next block may still be on its way, into memory that is given back now.
+        torch.cuda.synchronize(loaded.device)
     for part in (*loaded.experts, loaded.pipe.text_encoder):
         _maybe_remove_and_reapply_group_offloading(part)
 
@@ -175,13 +195,48 @@ def bytes_of(module: Any) -> int:
     return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
 
 
+def locked_bytes_of(module: Any) -> int:
+    """What the weights of a module take in pages that are locked in main memory: torch's allocator of these gives
+    each tensor the next power of two (``ATen/core/CachingHostAllocator.h``), for Wan's half as much again.
+    """
+    tensors = itertools.chain(module.parameters(), module.buffers())
+    sizes = (tensor.numel() * tensor.element_size() for tensor in tensors)
+    return sum(1 << (size - 1).bit_length() for size in sizes if size)
+
+
+def bytes_to_stream(experts: tuple[Any, ...]) -> int:
+    """What has to be free in main memory for the blocks of these to leave the card and come back from locked pages.
+    Those of an expert are all made before the pages in which it lay, where it was in main memory, are given back.
+    """
+    taken = most = 0
+    for expert in experts:
+        taken += locked_bytes_of(expert)
+        most = max(most, taken)
+        taken -= bytes_of(expert) if expert.device.type == "cpu" else 0
+    return most
+
+
+def _lock(module: Any) -> None:
+    """Lock weights that wait in main memory there, where it has the room: a card fetches such pages several times as
+    fast. Where it does not, they wait as they are.
+    """
+    available = main_memory.available()
+    if available is not None and available < locked_bytes_of(module) + _MAIN_SPARE:
+        return
+    try:
+        for parameter in module.parameters():
+            parameter.data = parameter.data.pin_memory()
+    except RuntimeError as error:  # what is locked by then stays so
+        log.event("weights not locked in memory", error=str(error))
+
+
 def _offload(loaded: "Loaded") -> None:
     text = loaded.pipe.text_encoder
-    bytes_ = sum(bytes_of(part) for part in loaded.experts)
     leaving = [part for part in (*loaded.experts, text) if part.device.type != "cpu"]
-    available = _check_main_memory(sum(bytes_of(part) for part in leaving))
-    # With a stream the next block comes while one works, from pages that are locked in memory: a second copy of all.
-    stream = loaded.device.type == "cuda" and (available is None or available > 1.2 * bytes_)
+    available = main_memory.check(sum(bytes_of(part) for part in leaving))
+    # With a stream the next block comes while one works, from pages that are locked in memory.
+    needed = bytes_to_stream(loaded.experts) + (bytes_of(text) if text in leaving else 0) + _MAIN_SPARE
+    stream = loaded.device.type == "cuda" and (available is None or available >= needed)
     for expert in loaded.experts:
         expert.enable_group_offload(
             onload_device=loaded.device,
@@ -192,28 +247,4 @@ def _offload(loaded: "Loaded") -> None:
             record_stream=stream,
         )
     apply_group_offloading(text, onload_device=loaded.device, offload_type="leaf_level")
-    log.event("weights leave the card between uses", streamed=stream)
-
-
-def _check_main_memory(bytes_: int) -> int | None:
-    """Bytes available in main memory, where the system tells; EngineError rather than a process killed for it."""
-    available = _available()
-    if available is not None and available < bytes_:
-        text = (
-            f"The weights need {bytes_ / 2**30:.0f} GiB of main memory besides the card's, and there are "
-            f"{available / 2**30:.0f} GiB."
-        )
-        log.event("main memory is too small", needed=bytes_, available=available)
-        raise EngineError("out_of_memory", text, replace=True)
-    return available
-
-
-def _available(meminfo: Path = Path("/proc/meminfo")) -> int | None:
-    """Linux's own estimate of what can be taken without swapping, in bytes; None elsewhere."""
-    try:
-        lines = meminfo.read_text("ascii").splitlines()
-    except OSError:
-        return None
-    fields = dict(line.split(":", 1) for line in lines if ":" in line)
-    value = fields.get("MemAvailable", "").split()
-    return int(value[0]) * 1024 if value and value[0].isdecimal() else None
+    log.event("weights leave the card between uses", streamed=stream, available=available, to_stream=needed)

@@ -27,6 +27,7 @@ from typing import TYPE_CHECKING, Any, Final, Literal, get_args
 import msgspec
 
 from rushes import log
+from rushes.engines.wan.attention import exact_kernels, fast_kernels, reset_attention, set_attention
 from rushes.engines.wan.compiling import BLOCKS, compile_blocks, offloaded, options_of
 
 if TYPE_CHECKING:
@@ -111,6 +112,8 @@ class Means:
     fp8: Callable[[Any], None] | None
     """Replaces a linear layer's weight, in place; None where the card multiplies no fp8."""
     why_no_fp8: str = ""
+    cudnn: int | None = None
+    """Its version, 91501 for 9.15.1; None where it is not there."""
 
 
 def means_of(device: Any) -> Means:
@@ -121,15 +124,15 @@ def means_of(device: Any) -> Means:
         return Means(None, None, None, f"{device.type} multiplies no fp8")
     if torch.version.hip is not None:
         return Means(None, "inductor", None, "only tried on NVIDIA cards")
-    capability = torch.cuda.get_device_capability(device)
+    capability, cudnn = torch.cuda.get_device_capability(device), torch.backends.cudnn.version()
     if capability < (8, 9):
         why = f"compute capability {capability[0]}.{capability[1]} has none; it begins with 8.9"
-        return Means(capability, "inductor", None, why)
+        return Means(capability, "inductor", None, why, cudnn)
     try:
         import torchao  # noqa: F401 - whether it is there
     except ImportError:
-        return Means(capability, "inductor", None, "torchao is not installed")
-    return Means(capability, "inductor", to_fp8)
+        return Means(capability, "inductor", None, "torchao is not installed", cudnn)
+    return Means(capability, "inductor", to_fp8, cudnn=cudnn)
 
 
 def apply(
@@ -151,32 +154,7 @@ def apply(
     return applied
 
 
-# -- what fits which card ---------------------------------------------------------------------------------------
-def exact_kernels(capability: tuple[int, int] | None) -> tuple[str, ...]:
-    """Attention kernels of diffusers with exact maths, the best first; those that are not installed are passed over.
-
-    The order is fixed and not by a measurement at the start, so that one machine gives the same bytes every time.
-    Hub kernels are fetched only where their package, ``kernels``, is installed.
-    """
-    if capability is None or capability[0] < 9:
-        return ()
-    if capability[0] == 9:
-        return ("_flash_3", "_flash_3_hub", "_native_cudnn")
-    return ("flash_4_hub", "_native_cudnn")
-
-
-def fast_kernels(capability: tuple[int, int] | None) -> tuple[str, ...]:
-    """With 8-bit attention in front."""
-    if capability is None or capability < (8, 0):
-        return ()
-    eight_bits = {
-        (8, 0): "_sage_qk_int8_pv_fp16_cuda",
-        (8, 6): "_sage_qk_int8_pv_fp16_cuda",
-        (9, 0): "_sage_qk_int8_pv_fp8_cuda_sm90",
-    }.get(capability, "_sage_qk_int8_pv_fp8_cuda")
-    return (eight_bits, "sage_hub", *exact_kernels(capability))
-
-
+# -- fp8 ------------------------------------------------------------------------------------------------------
 def fp8_layers(expert: Any) -> Iterator[tuple[str, Any]]:
     """The linear layers of an expert that ``fast`` computes in fp8, by their names."""
     import torch
@@ -267,8 +245,7 @@ class _Work:
         refused: list[str] = []
         for kernel in kernels:
             try:
-                for expert in self._experts:
-                    set_attention(expert, kernel)
+                set_attention(self._experts, kernel, self._means.cudnn)
             except Exception as error:  # not installed, not for this card, not to be fetched, …
                 deviation, why = None, _short(error)
             else:
@@ -277,8 +254,7 @@ class _Work:
                 words = f"{kernel}, deviation {deviation:.2g}"
                 return Part("attention", done=True, words=words + _not(refused), deviation=deviation)
             refused.append(f"{kernel}: {why}")
-            for expert in self._experts:
-                expert.reset_attention_backend()
+            reset_attention(self._experts)
         return Part("attention", done=False, words="PyTorch's own, as stock has it" + _not(refused))
 
     # fp8
@@ -396,17 +372,6 @@ def _not(refused: list[str]) -> str:
 def _short(error: BaseException) -> str:
     """The beginning, on one line."""
     return " ".join(str(error).split())[:200] or type(error).__name__
-
-
-def set_attention(expert: Any, kernel: str) -> None:
-    """Set the kernel for this expert only; diffusers would make it everybody's besides."""
-    from diffusers.models.attention_dispatch import _AttentionBackendRegistry
-
-    active, _ = _AttentionBackendRegistry.get_active_backend()
-    try:
-        expert.set_attention_backend(kernel)
-    finally:
-        _AttentionBackendRegistry.set_active_backend(active)
 
 
 def _cached(expert: Any) -> Any:

@@ -1,11 +1,13 @@
 """The sampler of one job: which noise levels it visits, and how it goes from one to the next.
 
 Every job has its own, made from the pipeline's configuration, so that neither a shift nor a sampler's memory of past
-steps can reach the next job. What diffusers has is used as it is but for three points:
+steps can reach the next job. What diffusers has is used as it is but for four points:
 
 - ``euler`` and ``lcm`` divide the way evenly, as ``unipc`` and ComfyUI's schedule "simple" do: 4 steps at shift 1
   begin at 1, 0.75, 0.5 and 0.25, the levels that few-step LoRAs are distilled for. diffusers' own spacing puts the
   last step at 0.001 and so would spend one of few on nothing.
+- ``euler`` and ``lcm`` keep the latents in 32 bits, as ``unipc`` and ComfyUI do: diffusers rounds them after each
+  step to the type of the prediction, which on a card has 16. Where predictions have 32 bits, nothing differs.
 - ``lcm`` draws its noise from the job's seed; the pipelines leave it to torch's global state.
 - each remembers the clean picture that it is on its way to, for the preview.
 """
@@ -40,6 +42,9 @@ class _Even(_Remembering):
     def set_timesteps(self, num_inference_steps: int, device: Any = None) -> None:
         stock: Any = super()
         stock.set_timesteps(sigmas=np.linspace(1.0, 0.0, num_inference_steps + 1)[:-1], device=device)
+
+    def step(self, model_output: torch.Tensor, timestep: Any, sample: torch.Tensor, **rest: Any) -> Any:
+        return super().step(model_output.float(), timestep, sample, **rest)
 
 
 class _Drawing(_Even):

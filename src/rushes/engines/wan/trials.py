@@ -19,6 +19,10 @@ ELSEWHERE: Final[tuple[Size, ...]] = ((3, 10, 14), (5, 4, 18))
 _SEED: Final = 7
 _TIME: Final = 900.0
 """Of 1000: of a video most of the noise is left."""
+_WORDS: Final = 64
+"""Tokens of a prompt of some length; the pipelines fill up with zeros."""
+_TEXT_SPREAD: Final = 0.1
+"""About that of what UMT5 makes of a prompt; with larger numbers the text would drown what the video says."""
 _PICTURE_TOKENS: Final = 257
 """What CLIP's ViT-H makes of a picture."""
 
@@ -68,8 +72,9 @@ class Trial:
         frames, height, width = size
         given = {
             "hidden_states": noise(1, config.in_channels, frames, height, width),
-            "encoder_hidden_states": noise(1, TOKENS, config.text_dim),
+            "encoder_hidden_states": noise(1, TOKENS, config.text_dim) * _TEXT_SPREAD,
         }
+        given["encoder_hidden_states"][:, _WORDS:] = 0
         tokens = frames * height * width // (config.patch_size[1] * config.patch_size[2])
         times = (1, tokens) if self._pipe.config.get("expand_timesteps") else (1,)
         given["timestep"] = torch.full(times, _TIME, device=self._device)
