@@ -32,11 +32,13 @@ def serve(
     from rushes import log
     from rushes.cli.comfyui import check_comfyui
     from rushes.cli.supervisor import run_server
+    from rushes.cli.wan_start import check_wan
     from rushes.guard import die_with_parent
 
     if end_with_parent:
         die_with_parent()
     settings = load(config, host=host, port=port, data_dir=data_dir, workers=workers, engine=engine)
     check_comfyui(settings)
+    check_wan(settings)
     log.configure()
     run_server(settings)

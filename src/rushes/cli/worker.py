@@ -31,10 +31,12 @@ def worker(
     from rushes.catalog.load import Catalog
     from rushes.cli.comfyui import check_comfyui
     from rushes.cli.show import note
+    from rushes.cli.wan_start import check_wan
     from rushes.wiring import DATABASE, run_worker
 
     settings = load(config, models=models, workers=workers, engine=engine, data_dir=data_dir)
     check_comfyui(settings)
+    check_wan(settings)
     database = settings.data_dir / DATABASE
     if not settings.database_url and not database.exists():
         raise SettingsError(

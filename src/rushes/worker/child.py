@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import BinaryIO, Final
 
 from rushes.engines.base import AHEAD_SECONDS, Engine, Job, Overlapping, Produced, Report
-from rushes.errors import EngineError
+from rushes.errors import EngineError, RushesError
 from rushes.guard import die_with_parent
 from rushes.requests.record import Progress
 from rushes.worker.messages import (
@@ -64,7 +64,8 @@ def main(make_engine: Callable[[Tell], Engine]) -> None:
     try:
         engine = make_engine(lambda text: outgoing.send(Starting(text)))
     except Exception as error:
-        traceback.print_exc()
+        if not isinstance(error, RushesError):  # those say all there is to say
+            traceback.print_exc()
         outgoing.send(Unready(str(error) or repr(error)))
         os._exit(3)  # without a farewell: the reading thread may hold a lock that a farewell would want
     crew = incoming.crew = _Crew(engine, outgoing)
