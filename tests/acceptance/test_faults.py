@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -214,21 +215,23 @@ def test_a_stopped_worker_loses_its_request_and_cannot_write_the_outcome(make_se
 
 
 @pytest.mark.parametrize("offset", ["+400d", "-400d"])
-def test_a_worker_with_the_wrong_clock_harms_nobody(make_server, database, offset) -> None:
+def test_a_worker_with_the_wrong_clock_harms_nobody(make_server, database, offset, tmp_path) -> None:
     import libfaketime
 
     library = Path(libfaketime.__file__).parent / "vendor/libfaketime/src/libfaketime.so.1"
     assert library.exists()
     server: Server = make_server(workers=0, lease_seconds=1, **database).start()
-    with lone_worker(server, "right"):
-        slow = server.submit("sleep 2.5")
+    with lone_worker(server, "right", RUSHES_TEST_GATES=str(tmp_path)):
+        slow = server.submit("until enough")
         server.running(slow)
         wrong = {"LD_PRELOAD": str(library), "FAKETIME": offset, "FAKETIME_DONT_FAKE_MONOTONIC": "1"}
         with lone_worker(server, "wrong", **wrong):
             quick = [server.submit("ok") for _ in range(3)]
             for id_ in quick:
                 assert "succeeded" == server.finished(id_)["status"]
+            time.sleep(1.5)  # more than the lease, in which the wrong clock could end the other worker's
             assert "in_progress" == server.status(slow)["status"]
+            (tmp_path / "enough").touch()
             assert "succeeded" == server.finished(slow)["status"]
     assert [1, 1, 1, 1] == [record(server, id_).attempt for id_ in [slow, *quick]]
     server.stop()

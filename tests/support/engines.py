@@ -25,7 +25,9 @@ def _note(job: Job) -> None:
 
 
 class PromptEngine:
-    """Words of the prompt, in order: ok, sleep N, crash, crash-once, oom, hang, fail, raise, retry, big N."""
+    """Words of the prompt, in order: ok, sleep N, until FILE (in RUSHES_TEST_GATES), crash, crash-once, oom, hang, fail,
+    raise, retry, big N.
+    """
 
     name = "prompt"
 
@@ -43,6 +45,10 @@ class PromptEngine:
             match word:
                 case "sleep":
                     time.sleep(float(next(words)))
+                case "until":
+                    gate = _gate(next(words))
+                    while not gate.exists():
+                        time.sleep(0.01)
                 case "hang":
                     signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
                     time.sleep(3600)
