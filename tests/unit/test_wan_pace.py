@@ -43,9 +43,11 @@ def whole(
         clock.wait(step)
         told.append(meter.step(number))
     told.append(meter.denoised())
-    for number in range(1, 5):
-        clock.wait(decode / 4)
-        told.append(meter.decoded(number / 4))
+    for number in range(1, 14):
+        clock.wait(decode / 4 if number % 4 == 1 else 0)  # the frames of one latent frame come together
+        progress = meter.decoded(number, 13)
+        if number % 4 == 1:
+            told.append(progress)
     told.append(meter.ended())
     return told
 
@@ -56,9 +58,49 @@ def test_the_first_job_is_timed_by_its_own_steps_and_not_by_what_came_before_the
     told = whole(Paces(), clock, SMALL, setup=60, step=5, decode=6)
 
     assert [READING, *[DENOISING] * 4, *[DECODING] * 6] == [progress.stage for progress in told]
-    assert [None, None, 15.0, 10.0, 5.0] == [progress.eta for progress in told[:5]]
+    assert [None, None, 15.0, None, None, None] == [progress.eta for progress in told[:6]]
     assert [(1, 4), (2, 4), (3, 4), (4, 4)] == [(progress.step, progress.steps) for progress in told[1:5]]
-    assert [4.5, 3.0, 1.5, 0.0] == [progress.eta for progress in told[6:10]]
+    assert [None, 3.0, 1.5, 0.0] == [progress.eta for progress in told[6:10]]
+
+
+def test_the_first_job_with_fast_steps_and_a_long_decoding_is_never_said_to_end_before_it_does() -> None:
+    told = whole(Paces(), Clock(), SMALL, setup=60, step=0.1, decode=600)
+
+    assert [None] * 7 == [progress.eta for progress in told[:7]]
+    assert [300.0, 150.0, 0.0, 0.0] == [progress.eta for progress in told[7:]]
+
+
+def test_latent_frames_are_counted_and_not_frames() -> None:
+    clock = Clock()
+    meter = Meter(Paces(), SMALL, 2, clock)
+    meter.begin()
+    for number in (1, 2):
+        clock.wait(5)
+        meter.step(number)
+    meter.denoised()
+    told = []
+    for number in range(1, 82):
+        # What is compiled is in the first one; an encoder sets the pace of the others.
+        clock.wait(60 if number == 1 else 0.5)
+        told.append(meter.decoded(number, 81))
+
+    assert [None] * 4 == [progress.eta for progress in told[:4]]
+    assert [38.0, 37.5, 37.0, 36.5, 36.0] == [progress.eta for progress in told[4:9]]
+    assert [(10 + 5 * part / 21) / 15 for part in (1, 1, 2)] == pytest.approx(
+        [told[number].fraction for number in (0, 3, 4)], abs=1e-4
+    )
+
+
+@pytest.mark.parametrize("frames", [1, 2, 5, 6])
+def test_the_last_frame_is_the_end_of_decoding(frames: int) -> None:
+    meter = Meter(Paces(), SMALL, 1, Clock())
+    meter.begin()
+    meter.step(1)
+    meter.denoised()
+    told = [meter.decoded(number, frames) for number in range(1, frames + 1)]
+
+    assert [0.0] == [progress.eta for progress in told if progress.fraction == 0.99]
+    assert 0.99 == told[-1].fraction
 
 
 def test_the_fraction_rises_from_nothing_to_all() -> None:
@@ -156,7 +198,7 @@ def test_decoding_again_keeps_what_the_denoising_has_done(steps: int) -> None:
         clock.wait(5)
         meter.step(number)
     denoised = meter.denoised()
-    meter.decoded(0.5)
+    meter.decoded(1, 5)
 
     clock.wait(100)
     again = meter.again(denoised=True)

@@ -305,6 +305,18 @@ def test_progress_rises_with_a_finite_eta_and_the_next_job_is_called_once(
     assert heard.told[0].eta is not None
 
 
+def test_the_first_job_of_all_is_not_said_to_end_before_its_frames_are_decoded(
+    tiny: Tiny, tmp_path: Path
+) -> None:
+    heard = Heard()
+
+    engine().run(job(model("text", tiny("text")), tmp_path), heard)
+
+    (ahead,) = heard.ahead
+    assert {None} == {progress.eta for progress in heard.told[: ahead + 1]}
+    assert 0.0 == heard.told[-1].eta
+
+
 def test_a_preview_is_there_after_the_first_step(warm: WanEngine, text: Any, tmp_path: Path) -> None:
     asked = job(text, tmp_path, resolution=(64, 48))
     seen: list[tuple[int, int]] = []

@@ -242,10 +242,10 @@ class _Attempt:
         with contextlib.closing(decode.frames(ready.loaded, self._latents, self._plan, self._stop)) as frames:
             for number, frame in enumerate(frames, 1):
                 take(frame)
-                self._tell(self._meter.decoded(number / self._plan.frames))
+                self._tell(self._meter.decoded(number, self._plan.frames))
         self._latents = None
         turn.leave()
-        self._tell(self._meter.decoded(1.0), free=True)
+        self._tell(self._meter.decoded(self._plan.frames, self._plan.frames), free=True)
 
     def _denoise(self) -> torch.Tensor:
         self._tell(self._meter.begin())

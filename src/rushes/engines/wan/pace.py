@@ -2,7 +2,8 @@
 
 Time is learned, by what it depends on: the size that is generated, the frames and whether a step is one pass of the
 transformer or two. Work of a size that was never seen is estimated from the nearest one that was; where nothing was
-seen yet, the first two steps tell.
+seen yet, the first two steps tell of the steps and the first two latent frames of the decoding, and nothing is
+claimed before.
 """
 
 import statistics
@@ -12,9 +13,10 @@ from collections.abc import Callable
 from itertools import pairwise
 from typing import Final, NamedTuple
 
+from rushes.engines.wan.plan import FRAMES_PER_LATENT
 from rushes.requests.record import Progress
 
-READING: Final = "reading the prompt"
+READING: Final = "reading the inputs"
 DENOISING: Final = "denoising"
 DECODING: Final = "decoding"
 WAITING: Final = "waiting for the job before"
@@ -30,6 +32,10 @@ attention's 2. Only for sizes that were never seen.
 """
 _DECODE_STEPS: Final = 1.0
 """How many steps decoding counts as, as long as nothing was learned of it."""
+_MOSTLY_STEPS: Final = 10.0
+"""Seconds of steps to come below which they say too little of the end, as long as nothing was learned of decoding:
+few fast steps can come before a long decoding, and a job that seems to end has the worker hand in the next.
+"""
 
 
 class Shape(NamedTuple):
@@ -114,7 +120,10 @@ class Meter:
         """When the current part began: the denoising with what comes before it, or the decoding."""
         self._stepped: list[float] = []
         """When each step ended."""
-        self._decoded = 0.0
+        self._decoded: list[float] = []
+        """When each latent frame was decoded, and its frames taken."""
+        self._latents = self._latent_frames(shape.frames)
+        """How many there are to decode."""
         self._setup = 0.0
         self._step: float | None = None
         """Seconds of a step of this job, once it has denoised."""
@@ -125,10 +134,10 @@ class Meter:
         return Progress(round(self._shown, 4), WAITING)
 
     def begin(self) -> Progress:
-        """The job has the card: the prompt is read first."""
+        """The job has the card: the prompt and the pictures are read first."""
         self._known = self._paces.of(self._shape)
         self._since = self._now()
-        self._stepped, self._decoded, self._step = [], 0.0, None
+        self._stepped, self._decoded, self._step = [], [], None
         return self._told(READING)
 
     def step(self, done: int) -> Progress:
@@ -141,17 +150,19 @@ class Meter:
         if self._stepped and self._step is None:
             self._step = self._own_step() or (self._stepped[-1] - self._since) / len(self._stepped)
             self._setup = max(0.0, self._stepped[0] - self._since - self._step)
-        self._since, self._decoded = self._now(), 0.0
+        self._since, self._decoded = self._now(), []
         return self._told(DECODING)
 
-    def decoded(self, part: float) -> Progress:
-        """So much of the frames is decoded, from 0 to 1."""
-        self._decoded = min(1.0, max(0.0, part))
+    def decoded(self, frames: int, of: int) -> Progress:
+        """So many frames are decoded and taken, ``of`` all that were asked for; called after each."""
+        self._latents = self._latent_frames(of)
+        done = self._latents if frames >= of else 1 + (frames - 1) // FRAMES_PER_LATENT
+        self._decoded += [self._now()] * (done - len(self._decoded))
         return self._told(DECODING)
 
     def again(self, *, denoised: bool) -> Progress:
         """The job begins once more, or its decoding does where ``denoised``."""
-        self._decoded = 0.0
+        self._decoded = []
         if not denoised:
             self._stepped, self._step = [], None
         self._since, self._shown = self._now(), 0.0
@@ -176,29 +187,44 @@ class Meter:
         decode = self._known.decode if self._known else each * _DECODE_STEPS
         done = self._steps if self._step is not None else len(self._stepped)
         whole = each * self._steps + decode
-        return (each * done + decode * self._decoded) / whole
+        return (each * done + decode * len(self._decoded) / self._latents) / whole
 
     def _left(self) -> float | None:
-        """Seconds until the end; None where nothing was learned and nothing was seen."""
+        """Seconds until the end; None where too little was learned and seen."""
         each = self._each()
         if self._step is not None:
-            return self._decode_left(each or 0.0)
+            return self._decode_left()
         done = len(self._stepped)
         if each is None:
+            return None
+        to_come = each * max(0, self._steps - done)
+        if not self._known and to_come < _MOSTLY_STEPS:
             return None
         decode = self._known.decode if self._known else each * _DECODE_STEPS
         begun = self._stepped[-1] if self._stepped else self._since
         setup = self._known.setup if self._known and not self._stepped else 0.0
         spent = min(self._now() - begun, each + setup)
-        return setup + each * max(0, self._steps - done) + decode - spent
+        return setup + to_come + decode - spent
 
-    def _decode_left(self, each: float) -> float:
-        """By what was learned rather than by the frames seen: those come in fours, and the first ones late."""
+    def _decode_left(self) -> float | None:
+        """By what was learned rather than by what is seen; else by what each latent frame took after the first, which
+        has fewer frames, and what is compiled, in it.
+        """
+        done = len(self._decoded)
+        left = self._latents - done
         if self._known:
-            return self._known.decode * (1 - self._decoded)
-        if self._decoded > 0:
-            return (self._now() - self._since) / self._decoded * (1 - self._decoded)
-        return each * _DECODE_STEPS
+            return self._known.decode * left / self._latents
+        if left <= 0:
+            return 0.0
+        if done < 2:
+            return None
+        each = (self._decoded[-1] - self._decoded[0]) / (done - 1)
+        return each * left - min(self._now() - self._decoded[-1], each)
+
+    @staticmethod
+    def _latent_frames(frames: int) -> int:
+        """How many are decoded for so many frames: the first one gives a single frame."""
+        return 1 - (1 - frames) // FRAMES_PER_LATENT
 
     def _each(self) -> float | None:
         """Seconds of one step: of this job's own where two are done, else of the ones before."""
