@@ -10,7 +10,7 @@ import re
 import tomllib
 from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
-from typing import Annotated, Any, Final, Literal
+from typing import Annotated, Any, Final, Literal, get_args, get_origin
 from urllib.parse import urlsplit
 
 import msgspec
@@ -100,11 +100,16 @@ class Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
     ] = ()
     wan_profile: Annotated[
         Literal["exact", "fast", "turbo"],
-        _help("How the engine `wan` trades likeness to the stock pipeline for speed."),
+        _help(
+            "How the engine `wan` trades likeness to the stock pipeline for speed: `exact`, `fast` or `turbo`."
+        ),
     ] = "exact"
     wan_device: Annotated[
         Literal["auto", "cuda", "cpu"],
-        _help("Where the engine `wan` computes; `auto` takes the graphics card where there is one."),
+        _help(
+            "Where the engine `wan` computes: `cuda`, `cpu`, or `auto`, which takes the graphics card where there "
+            "is one."
+        ),
     ] = "auto"
     wan_weights: Annotated[
         tuple[str, ...],
@@ -268,6 +273,9 @@ def _value(field: Any, value: Any) -> Any:
         value = str(value)
     elif value == "" and field.default is None:
         return None
+    kind = get_args(field.type)[0]
+    if get_origin(kind) is Literal:
+        _check_word(str(value), get_args(kind))
     made = msgspec.convert(value, field.type, strict=False, dec_hook=lambda type_, text: type_(text))
     check = _CHECKS.get(field.name)
     if check is not None:
@@ -275,6 +283,13 @@ def _value(field: Any, value: Any) -> Any:
             if part:
                 check(part)
     return tuple(map(server_address, made)) if field.name == "comfyui_urls" else made
+
+
+def _check_word(word: str, known: tuple[str, ...]) -> None:
+    if word not in known:
+        near = next(iter(difflib.get_close_matches(word.lower(), known, 1, 0.5)), None)
+        hint = f"; did you mean {near}?" if near else ""
+        raise ValueError(f"there is {', '.join(known[:-1])} and {known[-1]}{hint}")
 
 
 def _switch(value: Any) -> bool:

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from rushes.catalog.audit import Finding, Held, Holdings, audit, download, needs_of
+from rushes.catalog.audit import Finding, Held, Holdings, audit, audit_engines, download, needs_of
 from rushes.catalog.load import load_model
 from rushes.catalog.model import Model
 from rushes.catalog.workflow import Weight
@@ -145,6 +145,24 @@ def test_a_model_without_a_graph_is_worth_a_note(make: Make) -> None:
     (made.folder / "model.toml").write_text(text)
     plain = load_model(made.folder, made.folder.parent.parent)
     assert [("note", "no_graph", "model.toml")] == kinds(audit(plain, comfyui=live()))
+
+
+def test_tables_of_engines_that_rushes_has_not(make: Make) -> None:
+    """No errors: an engine of one's own may have a table of any name."""
+    model = make()
+    assert [] == audit_engines(model)
+    with (model.folder / "model.toml").open("a") as file:
+        file.write(
+            '\n[engines.wan]\nweights = "a/b"\n[engines.wna]\n[engines.Comfy-UI]\n[engines.mine]\nx = 1\n'
+        )
+    found = audit_engines(load_model(model.folder, model.folder.parent.parent))
+    assert [
+        ("warning", "unknown_engine", "engines.wna"),
+        ("warning", "unknown_engine", "engines.Comfy-UI"),
+        ("note", "unknown_engine", "engines.mine"),
+    ] == kinds(found)
+    assert "there is no engine wna; did you mean wan?" == found[0].text
+    assert "there is no engine Comfy-UI; did you mean comfyui?" == found[1].text
 
 
 def test_an_input_that_reaches_nothing(make: Make) -> None:

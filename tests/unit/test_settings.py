@@ -1,9 +1,11 @@
 from pathlib import Path
+from typing import Literal, get_args, get_origin
 
+import msgspec
 import pytest
 
 from rushes.errors import SettingsError
-from rushes.settings import Settings, load
+from rushes.settings import Settings, load, setting_help
 
 
 def test_defaults(tmp_path, monkeypatch) -> None:
@@ -174,6 +176,29 @@ def test_a_server_has_one_address(written: str, address: str) -> None:
 def test_wan_has_a_slot_for_each_card(environment: dict[str, str], workers: int) -> None:
     assert workers == load(environment, cards=lambda: 3).workers
     assert max(1, workers * (environment.get("RUSHES_WORKERS") == "2")) == load(environment, cards=int).workers
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "said"),
+    [
+        ("wan_profile", "warp", "there is exact, fast and turbo"),
+        ("wan_profile", "Turbo", "there is exact, fast and turbo; did you mean turbo?"),
+        ("wan_device", "cdua", "there is auto, cuda and cpu; did you mean cuda?"),
+    ],
+)
+def test_a_setting_of_few_words_names_them(name: str, text: str, said: str) -> None:
+    variable = f"RUSHES_{name.upper()}"
+    with pytest.raises(SettingsError) as caught:
+        load({variable: text})
+    assert f"{variable}: {name} cannot be {text!r}: {said}" == caught.value.message
+
+
+def test_the_help_of_a_setting_of_few_words_names_them() -> None:
+    kinds = {field.name: get_args(field.type)[0] for field in msgspec.structs.fields(Settings)}
+    words = {name: get_args(kind) for name, kind in kinds.items() if get_origin(kind) is Literal}
+    assert {"wan_profile", "wan_device"} <= set(words)
+    for name, known in words.items():
+        assert all(f"`{word}`" in setting_help(name) for word in known), name
 
 
 @pytest.mark.parametrize("text", ["me/model", "=folder", "me/model="])

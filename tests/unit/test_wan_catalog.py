@@ -2,6 +2,7 @@
 
 import json
 import re
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -147,8 +148,11 @@ def test_one_file_for_each_expert_is_not_twice_the_same(tmp_path: Path) -> None:
         (f"{WAN}step = 4\n", "engines.wan.step", "did you mean steps?"),
         (f'{WAN}scheduler = "eular"\n', "engines.wan.scheduler", "'eular' is none of unipc, euler, lcm; did"),
         (f'{WAN}scheduler = "x"\n', "engines.wan.scheduler", "'x' is none of unipc, euler, lcm"),
-        (f'{WAN}steps = "4"\n', "engines.wan.steps", "Expected `int"),
-        (f"{WAN}steps = true\n", "engines.wan.steps", "Expected `int"),
+        (f'{WAN}steps = "4"\n', "engines.wan.steps", "must be a whole number, not a text"),
+        (f"{WAN}steps = true\n", "engines.wan.steps", "must be a whole number, not true or false"),
+        (f"{WAN}steps = 4.5\n", "engines.wan.steps", "must be a whole number, not a number with a point"),
+        (f"{WAN}guidance = true\n", "engines.wan.guidance", "must be a number, not true or false"),
+        (f"{WAN}licence = 2020-01-01\n", "engines.wan.licence", "must be a text, not a date"),
         (f"{WAN}steps = 0\n", "engines.wan.steps", "must be from 1 to 1000; it is 0"),
         (f"{WAN}guidance = -0.1\n", "engines.wan.guidance", "must be from 0 to 100"),
         (f"{WAN}guidance_2 = 101\n", "engines.wan.guidance_2", "must be from 0 to 100; it is 101"),
@@ -164,8 +168,8 @@ def test_one_file_for_each_expert_is_not_twice_the_same(tmp_path: Path) -> None:
         ('[engines.wan]\nweights = "./a\\u0000"\n', "engines.wan.weights", "NUL"),
         ('[engines.wan]\nweights = "./w"\nrevision = "abc"\n', "engines.wan.revision", "has no revisions"),
         (f'{WAN}revision = "a b"\n', "engines.wan.revision", "'a b' must be a commit"),
-        (f"{WAN}loras = 1\n", "engines.wan.loras", "Expected `array`"),
-        (f"{WAN}loras = [1]\n", "engines.wan.loras[0]", "Expected `object`"),
+        (f"{WAN}loras = 1\n", "engines.wan.loras", "must be a list of tables, not a number"),
+        (f"{WAN}loras = [1]\n", "engines.wan.loras[0]", "must be a table, not a number"),
         (
             f'{WAN}[[engines.wan.loras]]\npath = "a.safetensors"\n',
             "engines.wan.loras[0].source",
@@ -196,7 +200,7 @@ def test_one_file_for_each_expert_is_not_twice_the_same(tmp_path: Path) -> None:
             "'style' is neither",
         ),
         (f'{WAN}{LORA}{LORA}experts = "low"\n', "engines.wan.loras[1].path", "listed twice for the low expert"),
-        (f"{WAN}turbo = 1\n", "engines.wan.turbo", "Expected `object"),
+        (f"{WAN}turbo = 1\n", "engines.wan.turbo", "must be a table, not a number"),
         (f"{WAN}[engines.wan.turbo]\n", "engines.wan.turbo.steps", "is missing: say how many steps"),
         (f"{WAN}[engines.wan.turbo]\nsteps = 0\n", "engines.wan.turbo.steps", "must be from 1"),
         (f"{WAN}[engines.wan.turbo]\nsteps = 4\ncfg = 1\n", "engines.wan.turbo.cfg", "there is no such key"),
@@ -320,6 +324,74 @@ def test_the_command_says_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     text = runner.invoke(check, ["me/mine", "--offline"], standalone_mode=False)
     assert "there is no folder /nowhere/wan" in text.stdout
     assert "1 error(s)" in text.stdout
+
+
+@pytest.fixture
+def checked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., tuple[int, str, str]]:
+    """What `rushes models check` answers, with the engine wan, of the models in the folder ``models``."""
+    monkeypatch.chdir(tmp_path)
+
+    def call(*arguments: str, **more: str) -> tuple[int, str, str]:
+        environment = {"RUSHES_MODELS_DIR": str(tmp_path / "models"), "RUSHES_ENGINE": "wan", **more}
+        result = CliRunner(env=environment).invoke(check, list(arguments), standalone_mode=False)
+        if result.exception is not None:
+            raise result.exception
+        return result.return_value, result.stdout, result.stderr
+
+    return call
+
+
+def test_a_good_model_of_the_engine_wan_is_not_told_about_comfyui(
+    tmp_path: Path, checked: Callable[..., tuple[int, str, str]]
+) -> None:
+    write(tmp_path / "models", HEAD + WAN)
+    said = "1 model(s) read; 0 error(s), 0 warning(s)\n"
+    assert (0, said, "") == checked("me/mine")
+    _, out, err = checked("me/mine", RUSHES_ENGINE="draft")
+    assert "does not run on ComfyUI" in out
+    assert "No ComfyUI was asked" in err
+
+
+def test_a_model_without_the_table_does_not_run_on_the_engine_wan(
+    tmp_path: Path, checked: Callable[..., tuple[int, str, str]]
+) -> None:
+    write(tmp_path / "models", f'{HEAD}[engines.wna]\nweights = "me/wan"\n')
+    code, out, err = checked("me/mine")
+    assert (0, "") == (code, err)
+    assert "has no table [engines.wan]: it does not run on the engine wan" in out
+    assert "there is no engine wna; did you mean wan?" in out
+    assert "ComfyUI" not in out
+
+
+def test_the_weights_of_the_setting_are_looked_at(
+    tmp_path: Path, checked: Callable[..., tuple[int, str, str]]
+) -> None:
+    write(tmp_path / "models", f'{HEAD}[engines.wan]\nweights = "/nowhere/wan"\n')
+    pipeline(tmp_path / "good")
+    for place in ("good", "./good", str(tmp_path / "good"), "me/wan@main"):  # instead of the manifest's
+        assert 0 == checked("me/mine", RUSHES_WAN_WEIGHTS=f"me/mine={place}")[0], place
+    (tmp_path / "empty").mkdir()
+    for place, problem in (
+        ("empty", f"there is no {tmp_path / 'empty' / 'model_index.json'}"),
+        ("./gone", f"there is no folder {tmp_path / 'gone'}"),
+        ("~nobody-at-all/wan", "there is no folder"),
+        ("gone", "'gone' is neither a folder that is there nor a repository"),
+    ):
+        code, out, _ = checked("me/mine", RUSHES_WAN_WEIGHTS=f"me/mine={place}")
+        assert 1 == code, place
+        assert f"RUSHES_WAN_WEIGHTS\n           {problem}" in out
+
+
+def test_the_setting_names_models_that_there_are(
+    tmp_path: Path, checked: Callable[..., tuple[int, str, str]]
+) -> None:
+    write(tmp_path / "models", HEAD + WAN)
+    code, out, _ = checked("me/mine", RUSHES_WAN_WEIGHTS="me/mien=me/other")
+    assert 1 == code
+    assert out.startswith("engine wan\n  error    RUSHES_WAN_WEIGHTS\n")
+    assert "there is no model 'me/mien'; did you mean me/mine?" in out
+    write(tmp_path / "models", f"{HEAD}{WAN}step = 4\n")
+    assert "there is no model" not in checked(RUSHES_WAN_WEIGHTS="me/mine=me/other")[1]
 
 
 # -- the built-in models ------------------------------------------------------------------------------------

@@ -55,6 +55,8 @@ _SAVES: Final[dict[str, str]] = {
     "SaveAnimatedPNG": "either",
 }
 """What the files of a node are; "either" where only the file itself tells."""
+_TABLES: Final = ("comfyui", "wan")
+"""Engines of Rushes that read a table of the manifest."""
 _TEMPORARY: Final = ("PreviewImage", "MaskPreview", "PreviewAudio")
 
 
@@ -139,6 +141,25 @@ def audit(model: Model, prefer: Sequence[str] = (), comfyui: Holdings | None = N
     found = _Audit(model, workflow, graph, binder, comfyui or Holdings("")).findings()
     order = ("error", "warning", "note")
     return sorted(dict.fromkeys(found), key=lambda one: order.index(one.severity))
+
+
+def audit_engines(model: Model) -> list[Finding]:
+    """Tables that no engine of Rushes reads. None is an error: an engine of one's own may have any name."""
+    found = []
+    for name in model.options:
+        if name in _TABLES:
+            continue
+        guess, where = nearest(name, _TABLES), f"engines.{name}"
+        if guess:
+            text, fix = (
+                f"there is no engine {name}; did you mean {guess}?",
+                "rename the table, unless an engine of your own is called so",
+            )
+            found.append(Finding("warning", model.id, where, "unknown_engine", text, fix))
+        else:
+            text = "no engine of Rushes reads this table; one of your own may"
+            found.append(Finding("note", model.id, where, "unknown_engine", text))
+    return found
 
 
 def download(weight: Weight, home: str) -> str:

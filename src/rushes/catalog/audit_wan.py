@@ -4,7 +4,7 @@ Looks at the manifest, and at the folders that it names on this machine; the hub
 what is not is the matter of `rushes doctor`.
 """
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Final
 
@@ -12,17 +12,22 @@ import orjson
 
 from rushes.catalog.audit import Finding, Severity
 from rushes.catalog.model import Input, Model
+from rushes.catalog.nearest import did_you_mean
 from rushes.catalog.paths import MANIFEST, shown
-from rushes.catalog.wan import BOUNDS, TABLE, WanModel, has_wan, local_folder, wan_of
+from rushes.catalog.wan import BOUNDS, REPOSITORY, TABLE, WanModel, has_wan, local_folder, wan_of
 from rushes.errors import ManifestError
 
 PIPELINES: Final = ("WanPipeline", "WanImageToVideoPipeline", "WanVACEPipeline")
 """Classes of diffusers that the engine runs, as ``model_index.json`` names them."""
+WEIGHTS_SETTING: Final = "RUSHES_WAN_WEIGHTS"
 _INDEX: Final = "model_index.json"
 
 
-def audit_wan(model: Model) -> list[Finding]:
-    """Everything that is found, the worst first; nothing for a model that the Wan engine does not run."""
+def audit_wan(model: Model, instead: str = "") -> list[Finding]:
+    """Everything that is found, the worst first; nothing for a model that the Wan engine does not run.
+
+    ``instead`` is the folder or repository that RUSHES_WAN_WEIGHTS gives the model; empty where it gives none.
+    """
     if not has_wan(model):
         return []
     try:
@@ -30,9 +35,40 @@ def audit_wan(model: Model) -> list[Finding]:
     except ManifestError as error:
         where = ": ".join(filter(None, (error.file, error.key)))
         return [Finding("error", model.id, where, "manifest", error.problem)]
-    found = [*_folders(model, wan), *_prompt(model), *_inputs(model)]
+    found = [*_folders(model, wan, instead), *_prompt(model), *_inputs(model)]
     order = ("error", "warning", "note")
     return sorted(found, key=lambda one: order.index(one.severity))
+
+
+def not_on_wan(model: Model) -> list[Finding]:
+    """That the Wan engine, where it is the server's, does not run the model; nothing where it does."""
+    if has_wan(model):
+        return []
+    text = f"has no table [{TABLE}]: it does not run on the engine wan"
+    return [
+        _say(model, "note", MANIFEST, "no_wan", text, 'add the table with weights = "owner/name", or a folder')
+    ]
+
+
+def weights_instead(setting: Sequence[str]) -> dict[str, str]:
+    """RUSHES_WAN_WEIGHTS by the id of a model, as the engine reads it."""
+    pairs = (text.partition("=") for text in setting)
+    return {model.strip(): place.strip() for model, _, place in pairs}
+
+
+def audit_instead(names: Collection[str], known: Collection[str]) -> list[Finding]:
+    """Those of RUSHES_WAN_WEIGHTS that are no model."""
+    return [
+        Finding(
+            "error",
+            "",
+            WEIGHTS_SETTING,
+            "unknown_model",
+            f"there is no model {name!r}; {did_you_mean(name, known)}",
+        )
+        for name in names
+        if name not in known
+    ]
 
 
 def _say(model: Model, severity: Severity, where: str, kind: str, text: str, fix: str) -> Finding:
@@ -40,10 +76,11 @@ def _say(model: Model, severity: Severity, where: str, kind: str, text: str, fix
 
 
 # -- folders on this machine --------------------------------------------------------------------------------
-def _folders(model: Model, wan: WanModel) -> Iterator[Finding]:
-    folder = local_folder(wan.weights, model)
-    if folder is not None:
-        yield from _weights(model, folder)
+def _folders(model: Model, wan: WanModel, instead: str) -> Iterator[Finding]:
+    if instead:
+        yield from _instead(model, instead)
+    elif (folder := local_folder(wan.weights, model)) is not None:
+        yield from _weights(model, folder, f"{TABLE}.weights")
     turbo = wan.turbo.loras if wan.turbo else ()
     for table, loras in ((f"{TABLE}.loras", wan.loras), (f"{TABLE}.turbo.loras", turbo)):
         for index, lora in enumerate(loras):
@@ -61,8 +98,24 @@ def _is_file(path: Path) -> bool:
         return False
 
 
-def _weights(model: Model, folder: Path) -> Iterator[Finding]:
-    key, file = f"{TABLE}.weights", folder / _INDEX
+def _instead(model: Model, place: str) -> Iterator[Finding]:
+    """By the engine's rule of what in RUSHES_WAN_WEIGHTS is a folder; another may be a repository."""
+    try:
+        folder = Path(place).expanduser()
+    except RuntimeError:  # ~ of a user that there is not
+        folder = Path(place)
+    if place.startswith(("/", "~", ".")) or folder.is_dir():
+        yield from _weights(model, folder.absolute(), WEIGHTS_SETTING)
+    elif not REPOSITORY.fullmatch(place.partition("@")[0]):
+        text = (
+            f"{place!r} is neither a folder that is there nor a repository, owner/name or owner/name@revision"
+        )
+        fix = "name the folder that diffusers saved the pipeline in, or a repository"
+        yield _say(model, "error", WEIGHTS_SETTING, "missing_weights", text, fix)
+
+
+def _weights(model: Model, folder: Path, key: str) -> Iterator[Finding]:
+    file = folder / _INDEX
     try:
         index: Any = orjson.loads(file.read_bytes())
     except FileNotFoundError:

@@ -36,7 +36,7 @@ BOUNDS: Final[Mapping[str, tuple[float, float]]] = {
 (``rope_max_seq_len`` of ``WanTransformer3DModel``, the first latent frame holding one frame and each other four).
 """
 
-_REPOSITORY: Final = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
+REPOSITORY: Final = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 _REVISION: Final = re.compile(r"[\w.-]+(/[\w.-]+)*")
 _WEIGHTS_SUFFIX: Final = ".safetensors"
 
@@ -128,7 +128,7 @@ def wan_of(model: Model) -> WanModel:
     except msgspec.ValidationError as error:
         problem, _, path = str(error).partition(" - at `$")
         key = path.rstrip("`").lstrip(".")
-        raise manifest_error(model, f"{TABLE}.{key}".rstrip("."), problem) from None
+        raise manifest_error(model, f"{TABLE}.{key}".rstrip("."), _in_words(problem)) from None
     _check_source(model, f"{TABLE}.weights", wan.weights, wan.revision, TABLE)
     _check_bytes(model, TABLE, wan.bytes)
     _check_numbers(model, TABLE, wan, ("steps", "guidance", "guidance_2", "shift", "frames", "fps"))
@@ -160,6 +160,32 @@ def _check_keys(model: Model, table: Mapping[str, Any]) -> None:
                 raise manifest_error(model, f"{where}.{field.name}", f"is missing: {_FIXES[type_, field.name]}")
 
 
+def _in_words(problem: str) -> str:
+    """What msgspec says, "Expected `float | null`, got `bool`", in words of TOML, which has no null."""
+    types = _MISMATCH.fullmatch(problem)
+    if types is None:
+        return problem
+    wanted, given = types.groups()
+    return f"must be {_WANTED.get(wanted, wanted)}, not {_GIVEN.get(given, f'a {given}')}"
+
+
+_MISMATCH: Final = re.compile(r"Expected `(\w+)(?: \| null)?`, got `(\w+)`")
+_WANTED: Final = {
+    "int": "a whole number",
+    "float": "a number",
+    "str": "a text",
+    "array": "a list of tables",
+    "object": "a table",
+}
+_GIVEN: Final = {
+    "int": "a number",
+    "float": "a number with a point",
+    "str": "a text",
+    "bool": "true or false",
+    "array": "a list",
+    "object": "a table",
+}
+
 _FIXES: Final = {
     (WanModel, "weights"): 'name the repository, weights = "owner/name", or a folder',
     (WanLora, "source"): 'name the repository, source = "owner/name", or a folder',
@@ -187,7 +213,7 @@ def _listed(where: str, loras: object) -> Iterator[tuple[str, Mapping[str, Any],
 # -- values -------------------------------------------------------------------------------------------------
 def _check_source(model: Model, key: str, source: str, revision: str, table: str) -> None:
     folder = local_folder(source, model)
-    if folder is None and not _REPOSITORY.fullmatch(source):
+    if folder is None and not REPOSITORY.fullmatch(source):
         problem = (
             f"{source!r} is neither a repository, owner/name, nor a folder: "
             "an absolute path, or one that begins with ./"

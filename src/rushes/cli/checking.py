@@ -6,8 +6,8 @@ from typing import Any, Final
 
 import click
 
-from rushes.catalog.audit import Finding, Held, Holdings, Needs, audit, needs_of
-from rushes.catalog.audit_wan import audit_wan
+from rushes.catalog.audit import Finding, Held, Holdings, Needs, audit, audit_engines, needs_of
+from rushes.catalog.audit_wan import WEIGHTS_SETTING, audit_instead, audit_wan, not_on_wan, weights_instead
 from rushes.catalog.load import Catalog
 from rushes.catalog.model import Model
 from rushes.catalog.workflow import has_workflow
@@ -62,7 +62,8 @@ def check(
 
     Workflows are compared with each ComfyUI that --comfyui or RUSHES_COMFYUI_URLS names, or with the folder of
     RUSHES_COMFYUI_DIR: missing nodes and weights, with commands that get them, values that a node refuses.
-    Tables [engines.wan] are checked, too, and the folders on this machine that they name.
+    Tables [engines.wan] are checked, too, and the folders on this machine that they name; with the engine wan also
+    those of RUSHES_WAN_WEIGHTS.
     Exit status 1: there is an error.
     """
     if offline and urls:
@@ -78,13 +79,20 @@ def check(
     prefer = settings.comfyui_variants
     needs = _together([needs_of(model, prefer) for model in models])
     holdings, failures = _look(settings, () if offline else urls or settings.comfyui_urls, needs, hashed=hashed)
+    on_wan = settings.engine == "wan"
+    instead = weights_instead(settings.wan_weights) if on_wan else {}
     found: dict[Finding, list[str]] = {}
     for model in models:
         for holding in holdings or (None,):
             for finding in audit(model, prefer, holding):
+                if finding.kind == "no_graph" and on_wan and not urls:
+                    continue  # nobody means to run it on ComfyUI
                 found.setdefault(finding, []).append(holding.name if holding else "")
-        found |= {finding: [] for finding in audit_wan(model)}  # of no ComfyUI
-    general = [*failures, *_idle_variants(prefer, every)]
+        more = [*audit_engines(model), *audit_wan(model, instead.get(model.id, ""))]
+        found |= {finding: [] for finding in (*more, *(not_on_wan(model) if on_wan else ()))}  # of no ComfyUI
+    readable = [model.id for model in every]
+    unread = [name for name in instead if any(_is_of(one, name) for one in catalog.broken)]
+    general = [*failures, *_idle_variants(prefer, every), *audit_instead(instead, [*readable, *unread])]
     listed: list[tuple[Finding, list[str]]] = [*((one, []) for one in general), *found.items()]
     errors = len(broken) + sum(finding.severity == "error" for finding, _ in listed)
     warnings = sum(finding.severity == "warning" for finding, _ in listed)
@@ -97,7 +105,7 @@ def check(
         for one in broken:
             click.echo(one.message, err=True)
         _print_text(listed, len(holdings))
-        if not holdings and not failures:
+        if not holdings and not failures and not on_wan:
             click.echo(NOTHING_ASKED, err=True)
         click.echo(f"{len(models)} model(s) read; {errors} error(s), {warnings} warning(s)")
         for name, count in runnable.items():
@@ -182,11 +190,12 @@ def _together(needs: Sequence[Needs]) -> Needs:
 
 # -- what is printed -------------------------------------------------------------------------------------
 def _print_text(listed: Sequence[tuple[Finding, list[str]]], asked: int) -> None:
-    model = None
+    heading = None
     for finding, names in listed:
-        if finding.model != model:
-            model = finding.model
-            click.echo(clean(model) or "ComfyUI")
+        general = "engine wan" if finding.where == WEIGHTS_SETTING else "ComfyUI"
+        if (finding.model or general) != heading:
+            heading = finding.model or general
+            click.echo(clean(heading))
         mark = click.style(f"{finding.severity:8}", fg=_COLOURS[finding.severity])
         only = f" (on {', '.join(names)})" if 0 < len(names) < asked else ""
         click.echo(f"  {mark} {clean(finding.where + only)}")
