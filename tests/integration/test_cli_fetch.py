@@ -13,7 +13,9 @@ from pathlib import Path
 
 import pytest
 
+from rushes.engines.wan.devices import choose
 from rushes.engines.wan.weights import shown_size
+from rushes.errors import SettingsError
 from support.hub import MANIFEST, MODEL, REPOSITORY, USED, Hub, Site, pipeline, safetensors, serve_hub
 
 pytest.importorskip("huggingface_hub", reason="needs the extra: pip install 'rushes[wan]'")
@@ -233,12 +235,38 @@ def test_doctor_tells_what_stands_in_the_way(site: Site, hub: Hub, tmp_path: Pat
     assert 1 == status
     assert found["LoRAs"][0].startswith("bad")
     assert "did you mean me/mine?" in found["RUSHES_WAN_WEIGHTS"][0]
-    assert ["note its manifest has no turbo: with this profile its requests fail"] == found[MODEL]
+    (turbo,) = found[MODEL]
+    assert turbo.startswith("bad its manifest has no turbo")
+    assert "set another RUSHES_WAN_PROFILE" in turbo
     assert "note An open model stands in for it" in found["me/own"]
     assert found["weights of me/own"][0].startswith(f"bad {tmp_path / 'own'} is not there")
     assert "engines.wan.steps" in found["model"][0]
     assert found["disk for weights"][0].startswith("bad 999000000.0 GB are missing")
     assert found["hub"][0].startswith("bad HF_HUB_OFFLINE")
+
+
+def test_doctor_says_what_the_engine_says_where_there_is_no_card(site: Site, tmp_path: Path) -> None:
+    more = {"PYTHONPATH": stand_in(tmp_path / "absent", "torch", ABSENT), "PATH": str(tmp_path / "no-programs")}
+    status, found = findings(site, RUSHES_WAN_DEVICE="cuda", **more)
+    assert 1 == status
+    with pytest.raises(SettingsError) as refused:
+        choose("cuda", 0, {"PATH": more["PATH"]})
+    assert [f"bad {refused.value.message}"] == found["card"]
+    _, found = findings(site, RUSHES_WAN_DEVICE="auto", **more)
+    assert found["card"][0].startswith("note nvidia-smi tells of none: the CPU computes")
+
+
+def test_doctor_tells_of_a_pipeline_that_is_no_wan(site: Site, tmp_path: Path) -> None:
+    for name, content in pipeline().items():
+        file = tmp_path / "flux" / name
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_bytes(content.replace(b"WanPipeline", b"FluxPipeline"))
+    path = stand_in(tmp_path / "absent", "torch", ABSENT)
+    status, found = findings(site, PYTHONPATH=path, RUSHES_WAN_WEIGHTS=f"{MODEL}={tmp_path / 'flux'}")
+    assert 1 == status
+    (weights,) = found[f"weights of {MODEL}"]
+    assert weights.startswith(f"bad {tmp_path / 'flux'}/model_index.json names the pipeline 'FluxPipeline'")
+    assert "known are WanPipeline, WanImageToVideoPipeline, WanVACEPipeline" in weights
 
 
 def test_doctor_tells_of_a_download_that_was_broken_off(site: Site, hub: Hub, tmp_path: Path) -> None:

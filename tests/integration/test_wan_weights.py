@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 
+from rushes.catalog import audit_wan
 from rushes.catalog.load import Catalog
 from rushes.catalog.model import Model
 from rushes.catalog.wan import WanLora
@@ -351,7 +352,59 @@ def test_a_repository_that_lacks_a_shard_is_not_usable(place: Place, hub: Hub) -
     hub.add(REPOSITORY, {name: content for name, content in pipeline().items() if name != lost})
     said = place.ask("fetch")
     assert "weights_incomplete" == said["error"]
-    assert lost in said["message"]
+    assert f"{REPOSITORY}/{lost} is missing: the repository lacks it: name another" in said["message"]
+    assert "rushes models fetch" not in said["message"]
+    missing = place.ask("find")["missing"]  # nor is it told to fetch it again later
+    assert (said["message"], False) == (missing["text"], missing["fetchable"])
+
+
+@pytest.mark.parametrize(
+    ("part", "words"),
+    [("transformer_2", "transformer_2"), ("", "text_encoder, transformer, transformer_2, vae")],
+)
+def test_a_repository_without_safetensors_is_refused_before_it_is_downloaded(
+    place: Place, hub: Hub, part: str, words: str
+) -> None:
+    files = pipeline()
+    other = {
+        name.replace(".safetensors", ".bin") if name.startswith(part) else name: content
+        for name, content in files.items()
+    }
+    hub.add(REPOSITORY, other)
+    said = place.ask("fetch")
+    assert "weights_incomplete" == said["error"]
+    assert f"no safetensors weights of {words}, and other formats are refused" in said["message"]
+    assert "rushes models fetch" not in said["message"]
+    assert ["model_index.json"] == sorted(place.files())
+
+
+def flux() -> dict[str, bytes]:
+    """The files of a pipeline that is none of Wan's."""
+    files = pipeline()
+    return files | {layout.INDEX: files[layout.INDEX].replace(b'"WanPipeline"', b'"FluxPipeline"')}
+
+
+def test_a_pipeline_that_is_no_wan_is_refused_before_it_is_downloaded(place: Place, hub: Hub) -> None:
+    hub.add(REPOSITORY, flux())
+    said = place.ask("fetch")
+    assert "weights_unusable" == said["error"]
+    assert "'FluxPipeline'; known are WanPipeline, WanImageToVideoPipeline, WanVACEPipeline" in said["message"]
+    assert ["model_index.json"] == sorted(place.files())
+
+
+def test_a_pipeline_that_is_no_wan_is_not_found(place: Place, hub: Hub) -> None:
+    hub.add(REPOSITORY, flux())
+    program = f"import huggingface_hub; huggingface_hub.snapshot_download({REPOSITORY!r})"
+    subprocess.run([sys.executable, "-c", program], env=place.environ(), check=True, capture_output=True)
+    missing = place.ask("find")["missing"]
+    assert (False, "weights_unusable") == (missing["fetchable"], missing["reason"])
+    said = place.ask("fetch")
+    assert ("weights_unusable", missing["text"]) == (said["error"], said["message"])
+    assert f"{REPOSITORY}/{layout.INDEX} names the pipeline 'FluxPipeline'" in said["message"]
+
+
+def test_models_check_knows_the_same_pipelines() -> None:
+    assert audit_wan.PIPELINES == tuple(layout.PIPELINES)
 
 
 LOADED = """
@@ -422,8 +475,8 @@ except RushesError as error:
 def test_a_server_that_names_no_models_serves_those_that_have_weights_and_fetches_nothing(
     place: Place, hub: Hub
 ) -> None:
-    def serve() -> list[str]:
-        out, errors = place.python("-c", DEFAULT).communicate(timeout=90)
+    def serve(**more: str) -> list[str]:
+        out, errors = place.python("-c", DEFAULT, **more).communicate(timeout=90)
         assert out, errors
         models: list[str] = json.loads(out)
         return models
@@ -436,6 +489,8 @@ def test_a_server_that_names_no_models_serves_those_that_have_weights_and_fetche
     asked = len(hub.asked)
     assert ["me/mine"] == serve()
     assert asked == len(hub.asked)
+    place.manifest(MANIFEST.partition("[engines.wan]")[0], "me/plain")  # which this engine cannot run
+    assert ["me/mine"] == serve(RUSHES_MODELS="me/*")
 
 
 def test_a_server_fetches_what_its_models_need_and_bears_one_that_cannot_be_had(place: Place, hub: Hub) -> None:

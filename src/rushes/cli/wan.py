@@ -70,25 +70,25 @@ def _packages() -> Iterator[Finding]:
 
 def _devices(settings: Settings) -> Iterator[Finding]:
     found = cards(os.environ) if settings.wan_device != "cpu" else []
+    device = "cuda" if found else "cpu"
     for number, card in enumerate(found):
         memory = shown_size(card.memory) if card.memory else "memory shared with the machine"
         capability = "compute capability {}.{}".format(*card.capability) if card.capability else "an old driver"
         yield "ok", f"card {number}", f"{card.name}, {memory}, {capability}"
     if settings.wan_device == "cpu":
         yield "note", "card", "not looked for: RUSHES_WAN_DEVICE is cpu, far too slow for models of full size"
-    elif not found:
-        state = "bad" if settings.wan_device == "cuda" else "note"
-        yield (
-            state,
-            "card",
-            "nvidia-smi tells of none: the CPU computes, far too slow for models of full size",
-        )
-    if found:
+    elif not found and settings.wan_device == "auto":
+        text = "nvidia-smi tells of none: the CPU computes, far too slow for models of full size"
+        yield "note", "card", text
+    if found or settings.wan_device == "cuda":
         try:
-            choose(settings.wan_device, max(settings.workers, 1) - 1, dict(os.environ))
+            device = choose(settings.wan_device, max(settings.workers, 1) - 1, dict(os.environ))
         except SettingsError as error:
-            yield "bad", "slots", error.message
-    yield _torch("cuda" if found else "cpu")
+            yield "bad", "slots" if found else "card", error.message
+        else:
+            if device == "cpu":
+                yield "note", "card", "CUDA_VISIBLE_DEVICES hides all: the CPU computes"
+    yield _torch(device)
 
 
 def _torch(device: str) -> Finding:
@@ -171,7 +171,8 @@ def _model(settings: Settings, weights: Weights, model: Model, lost: list[Missin
     if wan.stand_in:
         yield "note", model.id, f"{wan.stand_in} stands in for it"
     if settings.wan_profile == "turbo" and wan.turbo is None:
-        yield "note", model.id, "its manifest has no turbo: with this profile its requests fail"
+        step = "set another RUSHES_WAN_PROFILE, or leave the model out of RUSHES_MODELS"
+        yield "bad", model.id, f"its manifest has no turbo, so that with this profile its requests fail: {step}"
     if isinstance(found, Missing):
         lost.append(found)
         yield "note" if found.fetchable else "bad", what, found.text

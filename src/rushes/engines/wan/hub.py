@@ -15,15 +15,16 @@ import json
 import re
 import threading
 import time
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
-from rushes.engines.wan.layout import INDEX
+from rushes.engines.wan.layout import INDEX, foreign, without_weights
 from rushes.errors import EngineError, SettingsError
 
 INSTALL: Final = "pip install 'rushes[wan]'"
+NAME_WAN: Final = "name a Wan pipeline in `weights` or RUSHES_WAN_WEIGHTS"
 COMMIT: Final = re.compile(r"[0-9a-f]{40}")
 _SECONDS: Final = 30.0
 """For one question to the hub; downloads have the client's own limits (HF_HUB_DOWNLOAD_TIMEOUT)."""
@@ -108,6 +109,15 @@ def fetch_index(repository: str, commit: str) -> dict[str, Any]:
     if not isinstance(index, dict):
         raise EngineError("weights_incomplete", f"{repository}: its {INDEX} is no JSON object")
     return index
+
+
+def check_pipeline(repository: str, names: Collection[str], index: Mapping[str, Any]) -> None:
+    """Raise EngineError where the files of a repository are seen from afar to be of no use."""
+    if problem := foreign(index):
+        raise EngineError("weights_unusable", f"{repository}/{INDEX} {problem}: {NAME_WAN}")
+    if bare := ", ".join(without_weights(names, index)):
+        text = f"{repository} has no safetensors weights of {bare}, and other formats are refused"
+        raise EngineError("weights_incomplete", f"{text}: name another, or mend `weights`")
 
 
 def download(

@@ -13,9 +13,17 @@ import json
 import re
 from collections.abc import Callable, Collection, Iterator, Mapping
 from pathlib import Path, PurePosixPath
-from typing import Any, Final
+from typing import Any, Final, Literal
+
+Kind = Literal["text", "image", "vace"]
 
 INDEX: Final = "model_index.json"
+PIPELINES: Final[dict[str, Kind]] = {
+    "WanPipeline": "text",
+    "WanImageToVideoPipeline": "image",
+    "WanVACEPipeline": "vace",
+}
+"""The classes of diffusers that this engine runs."""
 SUFFIX: Final = ".safetensors"
 _STEMS: Final = {"diffusers": "diffusion_pytorch_model", "transformers": "model"}
 """What each library calls the weights of a component."""
@@ -44,6 +52,27 @@ def components(index: Mapping[str, Any]) -> dict[str, tuple[str, str]]:
     return found
 
 
+def foreign(index: Mapping[str, Any]) -> str | None:
+    """What follows upon the name of a `model_index.json` whose pipeline this engine does not run; else None."""
+    name = str(index.get("_class_name"))
+    return None if name in PIPELINES else f"names the pipeline {name!r}; known are {', '.join(PIPELINES)}"
+
+
+def foreign_in(folder: Path) -> str | None:
+    """The same of the pipeline in ``folder``; None where its `model_index.json` cannot be read, too."""
+    try:
+        return foreign(read_index(folder))
+    except ValueError:
+        return None
+
+
+def without_weights(names: Collection[str], index: Mapping[str, Any]) -> list[str]:
+    """The parts of the pipeline that need weights and have not one file of safetensors among a repository's files."""
+    held = {name.rpartition("/")[0] for name in names if name.endswith(SUFFIX)}
+    parts = components(index).items()
+    return [part for part, (_, class_) in parts if part not in held and not class_.endswith(_NO_WEIGHTS)]
+
+
 def wanted(names: Collection[str], index: Mapping[str, Any]) -> list[str]:
     """Those of a repository's files that its pipeline is loaded from, sorted; what is missing is not told."""
     found = [INDEX]
@@ -67,9 +96,9 @@ def read_index(folder: Path) -> dict[str, Any]:
         found = f"has no {INDEX}" if folder.is_dir() else "is not there"
         raise ValueError(f"{found}: a folder in the layout of diffusers is needed") from None
     except (OSError, ValueError) as error:
-        raise ValueError(f"has an {INDEX} that cannot be read: {error}") from None
+        raise ValueError(f"has a {INDEX} that cannot be read: {error}") from None
     if not isinstance(index, dict) or not components(index):
-        raise ValueError(f"has an {INDEX} that names no parts of a pipeline")
+        raise ValueError(f"has a {INDEX} that names no parts of a pipeline")
     return index
 
 

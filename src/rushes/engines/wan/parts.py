@@ -9,7 +9,7 @@ import math
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Final, Literal
+from typing import Any, Final
 
 import accelerate
 import diffusers
@@ -22,13 +22,9 @@ from rushes import log
 from rushes.engines.wan import layout, memory
 from rushes.errors import EngineError
 
-Kind = Literal["text", "image", "vace"]
+Kind = layout.Kind
 
-PIPELINES: Final[dict[str, Kind]] = {
-    "WanPipeline": "text",
-    "WanImageToVideoPipeline": "image",
-    "WanVACEPipeline": "vace",
-}
+PIPELINES: Final = layout.PIPELINES
 TRANSFORMERS: Final = ("transformer", "transformer_2")
 NEEDED: Final = ("tokenizer", "text_encoder", "vae", "scheduler", "transformer")
 _STORED: Final = {"F32": torch.float32, "F16": torch.float32, "BF16": torch.bfloat16}
@@ -39,7 +35,7 @@ _NAMED: Final = 3
 
 def unusable(where: str, why: str) -> EngineError:
     """``where`` is a file's name in the weights' folder, never a path of the machine: users read it."""
-    text = f"The weights of this model cannot be used: {where} {why}. The server's operator has to fetch them again."
+    text = f"The weights of this model cannot be used: {where} {why}. The server's operator has to mend them."
     log.event("weights unusable", where=where, why=why)
     return EngineError("weights_unusable", text)
 
@@ -79,13 +75,12 @@ def check(folder: Path) -> tuple[Kind, dict[str, tuple[str, str]]]:
     try:
         index = json.loads((folder / layout.INDEX).read_text("utf-8"))
         parts = layout.components(index)
-        name = index.get("_class_name")
     except (OSError, ValueError, AttributeError) as error:
         log.event("weights not loaded", where=layout.INDEX, folder=str(folder), error=str(error))
         raise unusable(layout.INDEX, "is missing or cannot be read") from None
-    if name not in PIPELINES:
-        raise unusable(layout.INDEX, f"names the pipeline {str(name)!r}; known are {', '.join(PIPELINES)}")
-    kind = PIPELINES[name]
+    if problem := layout.foreign(index):
+        raise unusable(layout.INDEX, problem)
+    kind = PIPELINES[index["_class_name"]]
     for part in NEEDED:
         if part not in parts:
             raise unusable(layout.INDEX, f"names no {part}")

@@ -33,6 +33,7 @@ ANY: Final = "*"
 """RUSHES_MODELS where nobody has set it."""
 _TURN_SECONDS: Final = 2.0
 _TELL_SECONDS: Final = 1.0
+_LACKED: Final = "the repository lacks it: name another, or mend `weights`"
 
 Told = Callable[[str, int, int | None], None]
 """Hears what is fetched, the bytes that have come, and how many they will be. Called in one thread at a time."""
@@ -62,6 +63,10 @@ class Missing(msgspec.Struct, frozen=True):
     """Some of it is here: a download that has not come to its end, or a file that was harmed."""
     fetchable: bool
     """Whether :meth:`Weights.fetch` can help; a folder of the operator's own it leaves alone."""
+    what: str
+    """The text without what to do."""
+    reason: str = "weights_incomplete"
+    """Of the error that :meth:`Weights.fetch` raises where it cannot help."""
 
 
 class _Source(msgspec.Struct, frozen=True):
@@ -100,6 +105,10 @@ class _Look(msgspec.Struct, frozen=True):
     """Of what is there."""
     lacking: int | None = 0
     """Bytes that are not; None: unknown."""
+    foreign: bool = False
+    """It is whole or not, but no pipeline that this engine runs."""
+    lacked: bool = False
+    """What is wrong is not in the repository, either, at the commit that was met."""
 
 
 class Weights:
@@ -168,19 +177,20 @@ class Weights:
     def fetch(self, model: Model, tell: Told = lambda *_: None) -> Local:
         """What :meth:`find` finds; what is missing is downloaded first, which can take hours.
 
-        Raises EngineError (see :func:`rushes.engines.wan.hub.explain`, and ``weights_incomplete`` for what is not
-        in the repository or the folder at all), ManifestError, SettingsError.
+        Raises EngineError (see :func:`rushes.engines.wan.hub.explain`; ``weights_incomplete`` for what the
+        repository or the folder lacks; ``weights_unusable`` for no Wan pipeline), ManifestError, SettingsError.
         """
         found = self.find(model)
         if isinstance(found, Missing):
             if not found.fetchable:
-                raise EngineError("weights_incomplete", found.text)
+                raise EngineError(found.reason, found.text)
             with self._turn(model, tell):
                 if isinstance(self.find(model), Missing):
                     self._download(model, tell)
             found = self.find(model)
         if isinstance(found, Missing):
-            raise EngineError("weights_incomplete", f"after the download, too: {found.text}")
+            text = f"{found.what}: {_LACKED}" if found.fetchable else found.text
+            raise EngineError(found.reason, text)
         for source in self._sources(model, wan_of(model)):
             self._keep_found(source)
         return found
@@ -235,7 +245,9 @@ class Weights:
                 "that are end in -Diffusers",
             )
         else:
-            names = layout.wanted(held.files, hub.fetch_index(source.repository, held.commit))
+            index = hub.fetch_index(source.repository, held.commit)
+            hub.check_pipeline(source.repository, held.files, index)
+            names = layout.wanted(held.files, index)
         if source.file and source.file not in held.files:
             raise EngineError(
                 "weights_not_found",
@@ -311,8 +323,8 @@ class Wanted(msgspec.Struct, frozen=True):
 
     local: Callable[[Model], Local]
     """Finds the weights of one model."""
-    models: tuple[str, ...] | None
-    """The only ones to serve; None: all that the settings name."""
+    models: tuple[str, ...]
+    """The only ones to serve."""
 
 
 def wanted_weights(settings: Settings, catalog: Catalog, tell: Callable[[str], None]) -> Wanted:
@@ -339,7 +351,7 @@ def wanted_weights(settings: Settings, catalog: Catalog, tell: Callable[[str], N
             log.event("weights not usable", model=model.id, error=error.message)
     if len(failed) == len(models):
         raise SettingsError("engine wan has the weights of no model: " + "; ".join(failed))
-    return Wanted(lambda model: weights.fetch(model, _thinned(model, tell)), None)
+    return Wanted(lambda model: weights.fetch(model, _thinned(model, tell)), tuple(one.id for one in models))
 
 
 def _there(weights: Weights, models: Sequence[Model]) -> tuple[str, ...]:
@@ -406,6 +418,8 @@ def _look_into(source: _Source, folder: Path, expected: Mapping[str, int]) -> _L
         problem = layout.broken(folder / source.file)
         wrong = {source.file: problem} if problem else {}
     else:
+        if problem := layout.foreign_in(folder):
+            return _Look(source, folder, {layout.INDEX: problem}, foreign=True)
         wrong = layout.lacking(folder)
     for name, size in expected.items():
         there = _size(folder / name)
@@ -420,7 +434,9 @@ def _look_into(source: _Source, folder: Path, expected: Mapping[str, int]) -> _L
         lacking: int | None = sum(size for name, size in expected.items() if name in wrong or name not in sizes)
     else:
         lacking = source.bytes - held if source.bytes and source.bytes > held else None
-    return _Look(source, folder, wrong, held, lacking)
+    # What is needed is told by what is there: only when all that was expected is whole can more be lacking.
+    lacked = bool(expected) and not any(name in expected or not name for name in wrong)
+    return _Look(source, folder, wrong, held, lacking, lacked=lacked)
 
 
 def _size(path: Path) -> int | None:
@@ -431,7 +447,9 @@ def _size(path: Path) -> int | None:
 
 
 def _missing(model: Model, looks: list[_Look]) -> Missing:
-    wrong = [look for look in looks if look.wrong]
+    foreign = [look for look in looks if look.foreign]
+    lacked = [look for look in looks if look.lacked]
+    wrong = foreign or lacked or [look for look in looks if look.wrong]
     sizes = [look.lacking for look in wrong]
     files, lines = [], []
     for look in wrong:
@@ -439,23 +457,29 @@ def _missing(model: Model, looks: list[_Look]) -> Missing:
         files += [(f"{where}/{name}".rstrip("/"), problem) for name, problem in look.wrong.items()]
         lines.append(_told(look, where))
     known = [size for size in sizes if size is not None]
-    fetchable = all(look.source.folder is None for look in wrong)
-    step = f"`rushes models fetch {model.id}` gets it" if fetchable else "mend the folder, or name another"
+    remote = all(look.source.folder is None for look in wrong)
+    fetchable = remote and not foreign and not lacked
+    begun = any(look.bytes for look in wrong)
+    step = f"`rushes models fetch {model.id}` gets it" if remote else "mend the folder, or name another"
+    if foreign or lacked:
+        step = hub.NAME_WAN if foreign else _LACKED
+    what = "; ".join(lines)
     return Missing(
-        f"{'; '.join(lines)}: {step}",
+        f"{'half-downloaded: ' if begun and fetchable else ''}{what}: {step}",
         tuple(files),
         sum(known) if len(known) == len(sizes) else None,
-        begun=any(look.bytes for look in wrong),
+        begun=begun,
         fetchable=fetchable,
+        what=what,
+        reason="weights_unusable" if foreign else "weights_incomplete",
     )
 
 
 def _told(look: _Look, where: str) -> str:
     size = f" ({shown_size(look.lacking)})" if look.lacking else ""
     (name, problem), *others = look.wrong.items()
-    half = "half-downloaded: " if look.bytes and look.source.folder is None else ""
     more = f", and {len(others)} more file(s) are missing or not whole" if others and name else ""
-    return f"{half}{where}{'/' if name else ''}{name} {problem}{more}{size}"
+    return f"{where}{'/' if name else ''}{name} {problem}{more}{size}"
 
 
 def _harmed(path: Path, size: int) -> bool:
