@@ -25,8 +25,8 @@ def _note(job: Job) -> None:
 
 
 class PromptEngine:
-    """Words of the prompt, in order: ok, sleep N, until FILE (in RUSHES_TEST_GATES), crash, crash-once, oom, hang, fail,
-    raise, retry, big N.
+    """Words of the prompt, in order: ok, sleep N, until FILE (in RUSHES_TEST_GATES), crash, crash-once, oom, hang,
+    fail, raise, retry, big N.
     """
 
     name = "prompt"
