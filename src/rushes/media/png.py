@@ -1,4 +1,4 @@
-"""Look a plain PNG through without Pillow, whose ways cost a small picture ten times as much as its content.
+"""Look a plain PNG through without Pillow, whose ways cost more over a small picture than its content.
 
 Source: the PNG specification (W3C, third edition), 5.2 to 5.6, 7.2, 9.2 and 11.2.
 """

@@ -217,8 +217,8 @@ def bytes_to_stream(experts: tuple[Any, ...]) -> int:
 
 
 def _lock(module: Any) -> None:
-    """Lock weights that wait in main memory there, where it has the room: a card fetches such pages several times as
-    fast. Where it does not, they wait as they are.
+    """Lock weights that wait in main memory there, where it has the room: a card fetches such pages
+    faster. Where it does not, they wait as they are.
     """
     available = main_memory.available()
     if available is not None and available < locked_bytes_of(module) + _MAIN_SPARE:

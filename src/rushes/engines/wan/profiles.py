@@ -140,7 +140,7 @@ def apply(
 ) -> Applied:
     """Change ``loaded`` in place to what ``profile`` is, and say what was done. Call it once, after loading.
 
-    Compiling takes up to a few minutes on a cold machine, here and not in a request: sizes are symbols in what is
+    Compiling takes its time on a cold machine, here and not in a request: sizes are symbols in what is
     compiled, so that no later size compiles again (the exceptions: a request's own LoRA and weights that are moved
     in and out of the card, for both of which the blocks run uncompiled). ``tell`` is told what goes on.
 
