@@ -24,7 +24,7 @@ from rushes.settings import Settings
 Finding = tuple[str, str, str]
 """As in :mod:`rushes.cli.doctor`."""
 BUILDS: Final = "https://pytorch.org/get-started/locally"
-_PACKAGES: Final = (
+PACKAGES: Final = (
     "diffusers",
     "transformers",
     "accelerate",
@@ -59,7 +59,7 @@ def findings(settings: Settings) -> Iterator[Finding]:
 # -- programs and cards ----------------------------------------------------------------------------------
 def _packages() -> Iterator[Finding]:
     missing = []
-    for name in _PACKAGES:
+    for name in PACKAGES:
         try:
             yield "ok", name, version(name)
         except PackageNotFoundError:

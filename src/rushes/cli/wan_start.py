@@ -2,13 +2,10 @@
 
 import os
 from importlib.util import find_spec
-from typing import Final
 
 from rushes.catalog.nearest import did_you_mean
 from rushes.errors import SettingsError
 from rushes.settings import Settings
-
-_PACKAGES: Final = ("torch", "diffusers", "transformers", "accelerate", "peft", "huggingface_hub")
 
 
 def check_wan(settings: Settings) -> None:
@@ -18,12 +15,13 @@ def check_wan(settings: Settings) -> None:
     """
     if settings.engine != "wan" or not settings.workers:
         return
-    if missing := next((name for name in _PACKAGES if find_spec(name) is None), ""):
-        raise SettingsError(f"engine wan needs more packages ({missing} is missing): pip install 'rushes[wan]'")
     from rushes.catalog.load import Catalog
+    from rushes.cli.wan import PACKAGES
     from rushes.engines.wan.devices import choose
     from rushes.engines.wan.weights import ANY, served_models, wanted_weights
 
+    if missing := next((name for name in ("torch", *PACKAGES) if find_spec(name) is None), ""):
+        raise SettingsError(f"engine wan needs more packages ({missing} is missing): pip install 'rushes[wan]'")
     choose(settings.wan_device, settings.workers - 1, dict(os.environ))
     catalog = Catalog.load(settings.models_dir)
     known = [entry.model.id for entry in catalog.entries()]
