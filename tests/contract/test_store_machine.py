@@ -12,11 +12,11 @@ from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule, run_state_machine_as_test
 
-from rushes.queue.base import Beat, Claim, Store
-from rushes.requests.ids import RequestId, WorkerId
-from rushes.requests.record import Failure, Lease, LeaseMark, Progress, Source
+from rushes.queue.base import Beat, Claim, Store, Take
+from rushes.requests.ids import KeyId, RequestId, WorkerId
+from rushes.requests.record import Failure, Lease, LeaseMark, Progress, RemoteTask, Source
 from rushes.requests.states import STATES, TERMINAL, State, after_lost_attempt, move
-from support.stores import Place, make_place, new_request
+from support.stores import Place, SqlitePlace, make_place, new_request
 
 T = TypeVar("T")
 WHY = Failure("worker_lost", "m")
@@ -24,6 +24,7 @@ BOUND = 30.0
 URL = {"a": Source("url", "https://e.org/a", "image")}
 models = st.lists(st.sampled_from("abc"), unique=True, max_size=3).map(tuple)
 workers = st.sampled_from(["w1", "w2", "w3"]).map(WorkerId)
+remotes = st.sampled_from(["fal", "box"])
 
 
 @dataclass
@@ -42,10 +43,16 @@ class Known:
     beat: int = 0
     worker: str | None = None
     progress: Progress | None = None
+    task: RemoteTask | None = None
 
     @property
     def line(self) -> tuple[int, int]:
         return -self.priority, self.order
+
+    @property
+    def waits(self) -> bool:
+        """For a claim or a take."""
+        return self.state == "queued" and self.inputs == "ready" and self.task is None
 
     @property
     def leased(self) -> bool:
@@ -62,7 +69,7 @@ class Known:
         """What losing (or giving back) the lease does."""
         if self.inputs == "fetching":
             self.inputs = "pending"
-        elif counted:
+        elif counted and self.task is None:
             self.state = move(self.state, after_lost_attempt(self.attempt, limit))
         else:
             self.state = move(self.state, "release")
@@ -71,6 +78,18 @@ class Known:
         if self.state == "queued":
             self.progress = None
         return self.state
+
+
+@dataclass
+class Cost:
+    """What the model knows of one time that a request was taken for a remote. ``usd`` is in hundredths."""
+
+    request: RequestId
+    key: str
+    remote: str
+    day: int
+    usd: int
+    settled: bool = False
 
 
 class QueueMachine(RuleBasedStateMachine):
@@ -84,6 +103,7 @@ class QueueMachine(RuleBasedStateMachine):
         self.leases: list[Lease] = []
         self.marks: list[LeaseMark] = []
         self.ended: dict[RequestId, State] = {}
+        self.costs: list[Cost] = []
         self.run(self.place.clear())
 
     def run(self, call: Coroutine[Any, Any, T]) -> T:
@@ -102,7 +122,9 @@ class QueueMachine(RuleBasedStateMachine):
     )
     def submit(self, account: str, model: str, priority: int, fetch: bool, count: int) -> None:
         for _ in range(count):
-            new = new_request(account=account, model=model, priority=priority, sources=URL if fetch else {})
+            new = new_request(
+                account=account, key=account, model=model, priority=priority, sources=URL if fetch else {}
+            )
             self.run(self.store.submit(new))
             self.known[new.id] = Known(
                 len(self.known), account, model, priority, "pending" if fetch else "ready"
@@ -126,16 +148,18 @@ class QueueMachine(RuleBasedStateMachine):
             self.store.claim(Claim(worker, among, warm, warm_age_bound=BOUND, account_limit=limit, engine="e"))
         )
         assert expected == (lease and lease.request.id)
-        if lease is None:
-            return
+        if lease is not None:
+            self.start(lease)
+
+    def start(self, lease: Lease) -> None:
         known = self.of(lease)
         known.state = move(known.state, "claim")
         known.attempt += 1
-        known.worker, known.progress = worker, None
-        assert known.attempt == lease.request.attempt
-        self.take(lease, "run")
+        known.worker, known.progress = lease.worker, None
+        assert (known.attempt, known.task) == (lease.request.attempt, lease.request.remote_task)
+        self.hold(lease, "run")
 
-    def take(self, lease: Lease, purpose: str) -> None:
+    def hold(self, lease: Lease, purpose: str) -> None:
         known = self.of(lease)
         assert purpose == lease.purpose
         assert lease.fence > known.fence
@@ -148,7 +172,7 @@ class QueueMachine(RuleBasedStateMachine):
         heads: dict[str, tuple[RequestId, Known]] = {}
         for id_, known in sorted(self.known.items(), key=lambda item: item[1].line):
             full = limit > 0 and running[known.account] >= limit
-            if known.state == "queued" and known.inputs == "ready" and known.model in among and not full:
+            if known.waits and known.model in among and not full:
                 heads.setdefault(known.model, (id_, known))
 
         def rank(known: Known) -> int:
@@ -158,6 +182,104 @@ class QueueMachine(RuleBasedStateMachine):
 
         best = min(heads.values(), key=lambda head: (rank(head[1]), head[1].line), default=None)
         return None if best is None else best[0]
+
+    @rule(among=models, limit=st.integers(0, 4))
+    def waiting(self, among: tuple[str, ...], limit: int) -> None:
+        line = sorted((k.line, id_) for id_, k in self.known.items() if k.waits and k.model in among)
+        assert [id_ for _, id_ in line[:limit]] == [r.id for r in self.run(self.store.waiting(among, limit))]
+
+    def today(self) -> int:
+        """As the store has it: in SQLite's tests the clock is ahead, in PostgreSQL's the requests are old."""
+        return int(self.place._clock() // 86400) if isinstance(self.place, SqlitePlace) else 0
+
+    def spent(self, key: str | None = None) -> int:
+        return sum(c.usd for c in self.costs if c.day == self.today() and key in (None, c.key))
+
+    @precondition(lambda self: self.known)
+    @rule(
+        data=st.data(),
+        worker=workers,
+        remote=remotes,
+        usd=st.integers(0, 30),
+        budget=st.sampled_from([0, 0, 20, 60]),
+        key_budget=st.sampled_from([0, 0, 20, 40]),
+        limit=st.sampled_from([0, 0, 1, 2]),
+    )
+    def take(
+        self,
+        data: st.DataObject,
+        worker: WorkerId,
+        remote: str,
+        usd: int,
+        budget: int,
+        key_budget: int,
+        limit: int,
+    ) -> None:
+        id_ = data.draw(st.sampled_from(list(self.known)))
+        known, today = self.known[id_], self.today()
+        reserved = [c for c in self.costs if (c.request, c.remote, c.settled) == (id_, remote, False)]
+        own = sum(c.usd for c in reserved if c.day == today)
+
+        def fits(used: int, most: int) -> bool:
+            return most == 0 or (used < most and used + usd <= most)
+
+        running = sum(k.state == "running" and k.account == known.account for k in self.known.values())
+        expected = (
+            "gone"
+            if not known.waits
+            else "account"
+            if 0 < limit <= running
+            else "budget"
+            if not fits(self.spent() - own, budget)
+            else "key_budget"
+            if not fits(self.spent(known.account) - own, key_budget)
+            else None
+        )
+        answer = self.run(
+            self.store.take(Take(id_, worker, remote, usd / 100, budget / 100, key_budget / 100, limit))
+        )
+        assert expected == (None if isinstance(answer, Lease) else answer)
+        if isinstance(answer, Lease):
+            self.costs = [c for c in self.costs if c not in reserved]
+            self.costs.append(Cost(id_, known.account, remote, today, usd))
+            self.start(answer)
+
+    @rule(worker=workers, among=st.lists(remotes, unique=True, max_size=2))
+    def resume(self, worker: WorkerId, among: list[str]) -> None:
+        held = [
+            id_ for id_, k in self.known.items() if k.state == "queued" and k.task and k.task.remote in among
+        ]
+        lease = self.run(self.store.resume(worker, among))
+        assert (held or [None])[0] == (lease and lease.request.id)
+        if lease is not None:
+            self.start(lease)
+
+    @precondition(lambda self: self.leases)
+    @rule(data=st.data(), remote=remotes, noted=st.booleans())
+    def note(self, data: st.DataObject, remote: str, noted: bool) -> None:
+        lease = data.draw(st.sampled_from(self.leases))
+        known = self.of(lease)
+        task = RemoteTask(remote, "accepted", 1.5, "handle") if noted else None
+        runs = known.holds(lease) and known.state == "running"
+        assert runs == self.run(self.store.note(lease, task))
+        if runs:
+            known.task = task
+
+    @precondition(lambda self: self.leases)
+    @rule(data=st.data(), remote=remotes, usd=st.integers(0, 30), times=st.integers(1, 2))
+    def settle(self, data: st.DataObject, remote: str, usd: int, times: int) -> None:
+        """By the holder of the latest lease, ended or not, or of one that was lost."""
+        lease = data.draw(st.sampled_from(self.leases))
+        for _ in range(times):
+            self.run(self.store.settle(lease, remote, usd / 100))
+        known, id_ = self.of(lease), lease.request.id
+        if lease.fence != known.fence:
+            return
+        latest = [c for c in self.costs if (c.request, c.remote) == (id_, remote)][-1:]
+        if latest:
+            latest[0].usd, latest[0].settled = usd, True
+        elif usd:
+            self.costs.append(Cost(id_, known.account, remote, self.today(), usd, settled=True))
 
     @rule(worker=workers, among=models, limit=st.integers(0, 3))
     def claim_inputs(self, worker: WorkerId, among: tuple[str, ...], limit: int) -> None:
@@ -171,7 +293,7 @@ class QueueMachine(RuleBasedStateMachine):
         for lease in leases:
             known = self.of(lease)
             known.inputs, known.worker = "fetching", worker
-            self.take(lease, "inputs")
+            self.hold(lease, "inputs")
 
     @precondition(lambda self: self.leases)
     @rule(data=st.data(), how=st.sampled_from(["succeed", "fail", "ready", "refuse", "lose", "release"]))
@@ -262,7 +384,7 @@ class QueueMachine(RuleBasedStateMachine):
     def cancel(self, data: st.DataObject) -> None:
         id_ = data.draw(st.sampled_from(list(self.known)))
         known = self.known[id_]
-        if known.state == "queued":
+        if known.state == "queued" and known.task is None:
             known.end("cancel")
         expected = "cancelled" if known.state == "cancelled" else "not_cancellable"
         assert expected == self.run(self.store.cancel(id_, None))
@@ -289,6 +411,7 @@ class QueueMachine(RuleBasedStateMachine):
         for id_, known in self.known.items():
             row = stored[id_]
             assert (known.state, known.attempt, known.worker) == (row.state, row.attempt, row.worker)
+            assert known.task == row.remote_task
             assert (known.state in TERMINAL) == (row.finished_at is not None)
             if known.state == "queued":
                 assert known.inputs == row.inputs
@@ -296,6 +419,12 @@ class QueueMachine(RuleBasedStateMachine):
                 assert self.ended[id_] == row.state, "an outcome is for ever"
             elif row.state in TERMINAL:
                 self.ended[id_] = row.state
+
+    @invariant()
+    def spending_agrees(self) -> None:
+        keys = (None, "x", "y", "z")
+        stored = [self.run(self.store.spent(key and KeyId(key))) for key in keys]
+        assert [self.spent(key) for key in keys] == [round(usd * 100) for usd in stored]
 
     @invariant()
     def counts_agree(self) -> None:

@@ -12,12 +12,12 @@ import pytest
 import pytest_asyncio
 
 from rushes.errors import StoreUnavailable
-from rushes.queue.base import Beat, Claim
+from rushes.queue.base import Beat, Claim, Take
 from rushes.queue.postgres.connection import migrate
 from rushes.queue.postgres.queries import migrations
 from rushes.queue.postgres.store import PostgresStore
 from rushes.requests.ids import WorkerId
-from rushes.requests.record import Failure, Output, Source
+from rushes.requests.record import Failure, Lease, Output, RemoteTask, Source
 from support.postgres import PostgresServer, postgres_server
 from support.proxy import Proxy
 from support.stores import PostgresPlace, api_key, new_request, submitted, until
@@ -133,6 +133,66 @@ async def test_a_claim_whose_answer_is_lost_is_given_to_the_next_by_the_reaper(
     again = await store.claim(claim)
     assert again is not None
     assert 2 == again.request.attempt
+
+
+async def test_a_take_whose_answer_is_lost_goes_to_the_next_and_is_reserved_once(
+    proxy: tuple[Proxy, PostgresStore],
+) -> None:
+    network, store = proxy
+    new = await submitted(store)
+    wanted = Take(new.id, W, "fal", 0.5, budget_usd=0.75)
+    network.lose_answer_to = new.id.encode()
+    with pytest.raises(StoreUnavailable):
+        await store.take(wanted)
+    assert 1 == network.lost
+    assert "gone" == await store.take(wanted)
+    assert 1 == await store.expire(await store.leases(), WHY, 3)
+    again = await store.take(wanted)
+    assert isinstance(again, Lease)
+    assert (2, 0.5) == (again.request.attempt, await store.spent(None))
+
+
+async def test_a_resumption_whose_answer_is_lost_is_resumed_by_the_next(
+    proxy: tuple[Proxy, PostgresStore],
+) -> None:
+    network, store = proxy
+    lease = await store.take(Take((await submitted(store)).id, W, "lost remote"))
+    assert isinstance(lease, Lease)
+    task = RemoteTask("lost remote", "accepted", 1.0, "h")
+    assert await store.note(lease, task)
+    assert await store.release(lease)
+    network.lose_answer_to = b"lost remote"
+    with pytest.raises(StoreUnavailable):
+        await store.resume(W, ("lost remote",))
+    assert 1 == network.lost
+    assert await store.resume(W, ("lost remote",)) is None
+    assert 1 == await store.expire(await store.leases(), WHY, 1)
+    again = await store.resume(W, ("lost remote",))
+    assert again is not None
+    assert (1, task) == (again.request.attempt, again.request.remote_task)
+
+
+async def test_a_note_and_a_settlement_whose_answers_are_lost_are_made_again(
+    proxy: tuple[Proxy, PostgresStore],
+) -> None:
+    network, store = proxy
+    lease = await store.take(Take((await submitted(store)).id, W, "fal", 0.5))
+    assert isinstance(lease, Lease)
+    task = RemoteTask("fal", "accepted", 1.0, "the lost handle")
+    network.lose_answer_to = b"the lost handle"
+    assert await store.note(lease, task)
+    assert 1 == network.lost
+    got = await store.get(lease.request.id)
+    assert got is not None
+    assert task == got.remote_task
+    network.lose_answer_to = lease.request.id.encode()
+    await store.settle(lease, "fal", 0.25)
+    assert 2 == network.lost
+    assert 0.25 == await store.spent(None)
+    network.lose_answer_to = lease.request.id.encode()
+    await store.settle(lease, "unreserved", 0.25)
+    assert 3 == network.lost
+    assert 0.5 == await store.spent(None)
 
 
 async def test_a_frozen_server_is_unavailable_and_nothing_hangs(proxy: tuple[Proxy, PostgresStore]) -> None:

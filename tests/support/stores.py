@@ -27,7 +27,7 @@ class Place(Protocol):
     async def open(self) -> Store: ...
 
     async def age(self, seconds: float) -> None:
-        """Make every request that is there older."""
+        """Make every request that is there older. By whole days: what was spent, too."""
 
     async def clear(self) -> None:
         """Empty the database, under the handles that are open."""
@@ -57,7 +57,7 @@ class SqlitePlace:
 
     async def clear(self) -> None:
         connection = sqlite3.connect(self.path)
-        for table in ("requests", "queue_depth", "workers", "keys", "files", "secrets"):
+        for table in ("requests", "queue_depth", "workers", "keys", "files", "secrets", "spending"):
             connection.execute(f"DELETE FROM {table}")
         connection.commit()
         connection.close()
@@ -83,6 +83,7 @@ class PostgresPlace:
 
     async def age(self, seconds: float) -> None:
         await self.execute("UPDATE requests SET created_at = created_at - $1", seconds)
+        await self.execute("UPDATE spending SET day = day - $1", int(seconds // 86400))
 
     async def clear(self) -> None:
         tables = await self.execute(

@@ -30,6 +30,7 @@ from rushes.requests.record import (
     NewRequest,
     Output,
     Progress,
+    RemoteTask,
     Request,
     Source,
     StatusView,
@@ -50,6 +51,24 @@ class Claim(msgspec.Struct, frozen=True):
     account_limit: int = 0
     """How many requests of one account may run at once, over all workers; 0 for no limit."""
     engine: str = ""
+
+
+class Take(msgspec.Struct, frozen=True):
+    """What a remote asks for: this one request. Budgets are in USD for each day (UTC) and count what
+    :meth:`Store.take` has reserved and :meth:`Store.settle` has settled; 0 for no limit.
+    """
+
+    id: RequestId
+    worker: WorkerId
+    remote: str
+    """The remote's name; becomes the request's engine."""
+    reserve_usd: float = 0.0
+    """What it will cost, for all that is known."""
+    budget_usd: float = 0.0
+    """Of all keys together."""
+    key_budget_usd: float = 0.0
+    """Of the request's key."""
+    account_limit: int = 0
 
 
 class Beat(msgspec.Struct, frozen=True):
@@ -95,8 +114,8 @@ class Store(Protocol):
     async def cancel(
         self, id_: RequestId, account: AccountId | None
     ) -> Literal["cancelled", "not_cancellable"] | None:
-        """Cancel if queued. None where unknown or another account's. Cancelling a cancelled request again
-        answers "cancelled".
+        """Cancel if queued and without a remote task. None where unknown or another account's. Cancelling a cancelled
+        request again answers "cancelled".
         """
 
     async def list_requests(
@@ -115,7 +134,35 @@ class Store(Protocol):
 
     # -- leases -----------------------------------------------------------------------------------------
     async def claim(self, claim: Claim) -> Lease | None:
-        """Take the next request whose inputs are ready: queued -> running, attempt + 1, fence + 1."""
+        """Take the next request whose inputs are ready: queued -> running, attempt + 1, fence + 1. Those with a
+        remote task are :meth:`resume`'s.
+        """
+
+    async def waiting(self, models: Sequence[str], limit: int) -> list[Request]:
+        """The queued requests of ``models`` that :meth:`take` can take, by priority, then arrival."""
+
+    async def take(self, take: Take) -> Lease | Literal["gone", "account", "budget", "key_budget"]:
+        """As :meth:`claim`, of one request, and reserve its cost, in one step. Else why not: it is not waiting any
+        more; its account has as many running as it may; the day's budget, or its key's, has too little left. What was
+        reserved for it at this remote before is replaced.
+        """
+
+    async def resume(self, worker: WorkerId, remotes: Sequence[str]) -> Lease | None:
+        """As :meth:`claim`, of the next request that waits with a remote task of one of these remotes, by arrival."""
+
+    async def note(self, lease: Lease, task: RemoteTask | None) -> bool:
+        """Store the remote task of a running request; None takes it off. False: lease lost."""
+
+    async def settle(self, lease: Lease, remote: str, usd: float) -> None:
+        """What the request's time at this remote did cost, in place of what was reserved; 0 takes it off."""
+
+    async def spent(self, key_id: KeyId | None) -> float:
+        """USD reserved and spent today (UTC), by this key, or by all."""
+
+    async def pace(self, models: Sequence[str]) -> dict[str, float]:
+        """Mean seconds from start to end of the latest (up to 20) succeeded requests of each model, among the latest
+        thousand that ran on a local engine other than `draft` (no remote task); models without any are left out.
+        """
 
     async def claim_inputs(self, worker: WorkerId, models: Sequence[str], limit: int) -> list[Lease]:
         """Take up to ``limit`` queued requests whose inputs are pending, oldest first: pending -> fetching,
@@ -139,7 +186,8 @@ class Store(Protocol):
 
     async def lose(self, lease: Lease, failure: Failure, attempt_limit: int) -> State | None:
         """An attempt ended without an outcome (a crash): back to the queue, or failed with ``failure`` at the
-        limit. For an inputs lease: back to pending, whatever the limit. None: lease lost.
+        limit. For an inputs lease: back to pending, whatever the limit. Where the request has a remote task, the
+        attempt is not counted and there is no limit: it goes on elsewhere. None: lease lost.
         """
 
     async def release(self, lease: Lease) -> bool:
@@ -215,4 +263,4 @@ class Store(Protocol):
         """
 
 
-__all__ = ["AccountId", "Beat", "Claim", "KeyId", "Store"]
+__all__ = ["AccountId", "Beat", "Claim", "KeyId", "Store", "Take"]

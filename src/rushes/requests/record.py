@@ -43,6 +43,8 @@ class NewRequest(msgspec.Struct, frozen=True):
     """Input files by field name."""
     priority: int = 0
     """Higher first."""
+    hops: int = 0
+    """How many servers have passed it on to this one; 0 from a client."""
 
 
 class Progress(msgspec.Struct, frozen=True, omit_defaults=True):
@@ -78,6 +80,23 @@ class Failure(msgspec.Struct, frozen=True, omit_defaults=True):
     field: str | None = None
 
 
+class RemoteTask(msgspec.Struct, frozen=True, omit_defaults=True):
+    """What a remote engine has been asked to do for a request. A request that has one goes back to that remote, and
+    to no other engine, until it is taken off again: it may have been paid for.
+    """
+
+    remote: str
+    """The remote's name in the settings."""
+    phase: Literal["submitting", "accepted"]
+    """Written as "submitting" before it is sent: whoever finds it so cannot know whether it arrived."""
+    submitted_at: float
+    """By the worker's clock."""
+    handle: str = ""
+    """What polling needs; the remote's own id is in it."""
+    cost_usd: float | None = None
+    """What the remote said that it cost, else what its price in the manifest makes of it; None while unknown."""
+
+
 class Request(msgspec.Struct, frozen=True):
     """The whole record of a request, as the store has it."""
 
@@ -106,6 +125,10 @@ class Request(msgspec.Struct, frozen=True):
     cost_usd: float | None = None
     swept_at: float | None = None
     """When retention removed its files."""
+    remote_task: RemoteTask | None = None
+    """At a remote engine, now or in the end."""
+    hops: int = 0
+    """See :class:`NewRequest`."""
 
 
 class StatusView(msgspec.Struct, frozen=True):
@@ -164,8 +187,28 @@ class File(msgspec.Struct, frozen=True):
     created_at: float
 
 
+class RemoteState(msgspec.Struct, frozen=True, omit_defaults=True):
+    """A remote engine as one worker has it."""
+
+    name: str
+    kind: str
+    models: tuple[str, ...]
+    """The ids of the models that it can run, of those that the worker serves."""
+    capacity: int
+    """Requests that the worker has there at once, at most."""
+    state: Literal["ready", "held", "open"] = "ready"
+    """"held": it asked for a pause; "open": its circuit breaker is open."""
+    until: float | None = None
+    """When it is tried again, in seconds since the epoch."""
+    why: str = ""
+    unknown: dict[str, str] = {}
+    """Those of ``models`` that it did not know when it was last asked, by id, each with what it said. They are tried
+    again some minutes later.
+    """
+
+
 class WorkerRecord(msgspec.Struct, frozen=True):
-    """A process that has joined the queue. ``models`` are the ids that it serves now."""
+    """A process that has joined the queue. ``models`` are the ids that its slots serve now."""
 
     id: WorkerId
     host: str
@@ -178,6 +221,7 @@ class WorkerRecord(msgspec.Struct, frozen=True):
     wake_port: int = 0
     beat: int = 0
     started_at: float = 0.0
+    remotes: tuple[RemoteState, ...] = ()
 
 
 def duration_seconds(request: Request) -> float | None:

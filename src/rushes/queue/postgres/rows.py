@@ -1,7 +1,7 @@
 """Rows to records and back. Pure: no database is imported; a row is anything that answers ``row["column"]``.
 
-Structured columns (sources, outputs, progress, failure) are JSON in ``bytea``, not ``jsonb``: PostgreSQL's
-``jsonb`` and ``text`` refuse the character NUL, which JSON and users' file names may hold.
+Structured columns (sources, outputs, progress, failure, remote_task, remotes) are JSON in ``bytea``, not ``jsonb``:
+PostgreSQL's ``jsonb`` and ``text`` refuse the character NUL, which JSON and users' file names may hold.
 """
 
 from collections.abc import Iterable, Mapping
@@ -18,6 +18,8 @@ from rushes.requests.record import (
     LeaseMark,
     Output,
     Progress,
+    RemoteState,
+    RemoteTask,
     Request,
     Source,
     StatusView,
@@ -36,6 +38,8 @@ _sources: Final = msgspec.json.Decoder(dict[str, Source]).decode
 _outputs: Final = msgspec.json.Decoder(tuple[Output, ...]).decode
 _progress: Final = msgspec.json.Decoder(Progress).decode
 _failure: Final = msgspec.json.Decoder(Failure).decode
+_remote_task: Final = msgspec.json.Decoder(RemoteTask).decode
+_remotes: Final = msgspec.json.Decoder(tuple[RemoteState, ...]).decode
 
 
 def encode_progress(progress: Progress | None) -> bytes | None:
@@ -61,7 +65,7 @@ def storage_keys(sources: Mapping[str, Source], outputs: Iterable[Output] = ()) 
 
 def request(row: Row) -> Request:
     progress, outputs, failure = row["progress"], row["outputs"], row["failure"]
-    worker = row["worker"]
+    worker, remote_task = row["worker"], row["remote_task"]
     return Request(
         seq=row["seq"],
         id=RequestId(row["id"]),
@@ -84,6 +88,8 @@ def request(row: Row) -> Request:
         failure=None if failure is None else _failure(failure),
         cost_usd=row["cost_usd"],
         swept_at=row["swept_at"],
+        remote_task=None if remote_task is None else _remote_task(remote_task),
+        hops=row["hops"],
     )
 
 
@@ -138,4 +144,5 @@ def worker(row: Row) -> WorkerRecord:
         wake_port=row["wake_port"],
         beat=row["beat"],
         started_at=row["started_at"],
+        remotes=_remotes(row["remotes"]),
     )

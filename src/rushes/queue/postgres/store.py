@@ -10,14 +10,15 @@ from collections.abc import Callable, Sequence
 from typing import Any, Literal, NamedTuple
 
 from rushes.errors import QueueFull, StoreUnavailable
-from rushes.queue.base import Beat, Claim
+from rushes.queue.base import Beat, Claim, Take
 from rushes.queue.postgres import rows
 from rushes.queue.postgres.batch import Batcher
 from rushes.queue.postgres.connection import Database
 from rushes.queue.postgres.keys import KeyCache
 from rushes.queue.postgres.listen import Listener
 from rushes.queue.retention import gone
-from rushes.requests.ids import AccountId, FileId, RequestId, WorkerId
+from rushes.queue.spending import check_take, check_usd
+from rushes.requests.ids import AccountId, FileId, KeyId, RequestId, WorkerId
 from rushes.requests.record import (
     Failure,
     File,
@@ -26,6 +27,7 @@ from rushes.requests.record import (
     LeaseMark,
     NewRequest,
     Output,
+    RemoteTask,
     Request,
     Source,
     StatusView,
@@ -117,6 +119,7 @@ class PostgresStore:
             [rows.encode(n.sources) for n in news],
             [rows.encode(rows.storage_keys(n.sources)).decode() for n in news],
             [submit.queue_limit for submit in group],
+            [n.hops for n in news],
             again=True,
         )
         results: list[Exception | None] = []
@@ -171,7 +174,7 @@ class PostgresStore:
             if row is None:
                 return None
             # Still "queued" means: somebody else moved it while this statement waited. Look again.
-            if row["state"] != "queued":
+            if row["state"] != "queued" or row["at_remote"]:
                 return "cancelled" if row["state"] == "cancelled" else "not_cancellable"
         raise StoreUnavailable("The request changes too fast to be cancelled.")
 
@@ -208,13 +211,13 @@ class PostgresStore:
             claim.warm_age_bound,
             claim.account_limit,
         )
-        return None if row is None else Lease(rows.request(row), claim.worker, row["fence"], "run")
+        return None if row is None else _lease(row, claim.worker, "run")
 
     async def claim_inputs(self, worker: WorkerId, models: Sequence[str], limit: int) -> list[Lease]:
         if limit < 1:
             return []
         taken = await self._database.rows("claim_inputs", worker, models, limit)
-        leases = [Lease(rows.request(row), worker, row["fence"], "inputs") for row in taken]
+        leases = [_lease(row, worker, "inputs") for row in taken]
         return sorted(leases, key=lambda lease: lease.request.seq)
 
     async def inputs_ready(self, lease: Lease, sources: dict[str, Source]) -> bool:
@@ -307,6 +310,50 @@ class PostgresStore:
         )
         return len(ended)
 
+    # -- remotes ----------------------------------------------------------------------------------------
+    async def waiting(self, models: Sequence[str], limit: int) -> list[Request]:
+        wanted = [m for m in models if _storable(m)]
+        found = await self._database.rows("waiting", wanted, max(0, limit), again=True)
+        return [rows.request(row) for row in found]
+
+    async def take(self, take: Take) -> Lease | Literal["gone", "account", "budget", "key_budget"]:
+        wanted = check_take(take)
+        if not _storable(wanted.id):
+            return "gone"
+        row = await self._database.row(
+            "take",
+            wanted.id,
+            wanted.worker,
+            wanted.remote,
+            wanted.reserve_usd,
+            wanted.budget_usd,
+            wanted.key_budget_usd,
+            wanted.account_limit,
+        )
+        verdict: Literal["taken", "gone", "account", "budget", "key_budget"] = row["verdict"]
+        return _lease(row, wanted.worker, "run") if verdict == "taken" else verdict
+
+    async def resume(self, worker: WorkerId, remotes: Sequence[str]) -> Lease | None:
+        row = await self._database.row("resume", worker, remotes)
+        return None if row is None else _lease(row, worker, "run")
+
+    async def note(self, lease: Lease, task: RemoteTask | None) -> bool:
+        noted = (None, None) if task is None else (rows.encode(task), task.remote)
+        return bool(await self._database.rows("note", lease.request.id, lease.fence, *noted, again=True))
+
+    async def settle(self, lease: Lease, remote: str, usd: float) -> None:
+        cost = check_usd(usd)
+        await self._database.rows("settle", lease.request.id, lease.fence, remote, cost, again=True)
+
+    async def spent(self, key_id: KeyId | None) -> float:
+        row = await self._database.row("spent", key_id, again=True)
+        return float(row["usd"])
+
+    async def pace(self, models: Sequence[str]) -> dict[str, float]:
+        wanted = [m for m in models if _storable(m)]
+        found = await self._database.rows("pace", wanted, again=True)
+        return {row["model"]: row["seconds"] for row in found}
+
     # -- workers ----------------------------------------------------------------------------------------
     async def join(self, worker: WorkerRecord) -> None:
         await self._database.rows(
@@ -321,6 +368,7 @@ class PostgresStore:
             worker.wake_port,
             worker.beat,
             worker.started_at,
+            rows.encode(worker.remotes),
             again=True,
         )
 
@@ -400,6 +448,10 @@ class PostgresStore:
             if await self._database.rows(name, *values):
                 return True
             return bool(await self._database.rows(check, *proof))
+
+
+def _lease(row: rows.Row, worker: WorkerId, purpose: Literal["run", "inputs"]) -> Lease:
+    return Lease(rows.request(row), worker, row["fence"], purpose)
 
 
 def _storable(*texts: str | None) -> bool:

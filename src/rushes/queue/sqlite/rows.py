@@ -5,18 +5,31 @@ from typing import Any
 
 import msgspec
 
-from rushes.requests.record import Failure, File, Key, Output, Progress, Request, Source, WorkerRecord
+from rushes.requests.record import (
+    Failure,
+    File,
+    Key,
+    Output,
+    Progress,
+    RemoteState,
+    RemoteTask,
+    Request,
+    Source,
+    WorkerRecord,
+)
 
 _sources = msgspec.json.Decoder(dict[str, Source])
 _outputs = msgspec.json.Decoder(tuple[Output, ...])
 _failure = msgspec.json.Decoder(Failure)
+_remote_task = msgspec.json.Decoder(RemoteTask)
+_remotes = msgspec.json.Decoder(tuple[RemoteState, ...])
 progress_of = msgspec.json.Decoder(Progress).decode
 encode = msgspec.json.Encoder().encode
 
 _COLUMNS = (
     *("seq", "id", "account", "key_id", "model", "state", "priority", "attempt", "fence", "beat"),
     *("inputs", "worker", "engine", "progress", "created_at", "started_at", "finished_at"),
-    *("cost_usd", "swept_at", "input", "sources", "outputs", "failure"),
+    *("cost_usd", "swept_at", "input", "sources", "outputs", "failure", "remote_task", "remote", "hops"),
 )
 _AT = {name: position for position, name in enumerate(_COLUMNS)}
 
@@ -25,6 +38,7 @@ def request(row: tuple[Any, ...]) -> Request:
     """A row of ``SELECT *`` from requests."""
     at = _AT
     progress, outputs, failure = row[at["progress"]], row[at["outputs"]], row[at["failure"]]
+    remote_task = row[at["remote_task"]]
     return Request(
         seq=row[at["seq"]],
         id=row[at["id"]],
@@ -47,6 +61,8 @@ def request(row: tuple[Any, ...]) -> Request:
         failure=_failure.decode(failure) if failure else None,
         cost_usd=row[at["cost_usd"]],
         swept_at=row[at["swept_at"]],
+        remote_task=_remote_task.decode(remote_task) if remote_task else None,
+        hops=row[at["hops"]],
     )
 
 
@@ -63,7 +79,7 @@ def file(row: tuple[Any, ...]) -> File:
 
 
 def worker(row: tuple[Any, ...]) -> WorkerRecord:
-    id_, host, pid, slots, models, engine, owner, wake_port, beat, started_at = row
+    id_, host, pid, slots, models, engine, owner, wake_port, beat, started_at, remotes = row
     return WorkerRecord(
         id=id_,
         host=host,
@@ -75,4 +91,5 @@ def worker(row: tuple[Any, ...]) -> WorkerRecord:
         wake_port=wake_port,
         beat=beat,
         started_at=started_at,
+        remotes=_remotes.decode(remotes),
     )

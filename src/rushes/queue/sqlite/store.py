@@ -15,10 +15,12 @@ from typing import Any, Literal, TypeVar
 import msgspec
 
 from rushes.errors import QueueFull, RushesError, StoreUnavailable
-from rushes.queue.base import Beat, Claim
+from rushes.queue.base import Beat, Claim, Take
 from rushes.queue.retention import gone, stored_values
-from rushes.queue.sqlite import database, rows, sweep
+from rushes.queue.spending import check_take, check_usd, utc_day
+from rushes.queue.sqlite import database, leases, rows, spending, sweep
 from rushes.queue.sqlite.database import sql
+from rushes.queue.sqlite.leases import Loss
 from rushes.queue.sqlite.wake import Doorbell
 from rushes.queue.sqlite.writer import Writer
 from rushes.requests.ids import AccountId, FileId, KeyId, RequestId, WorkerId
@@ -30,12 +32,13 @@ from rushes.requests.record import (
     LeaseMark,
     NewRequest,
     Output,
+    RemoteTask,
     Request,
     Source,
     StatusView,
     WorkerRecord,
 )
-from rushes.requests.states import STATES, State, after_lost_attempt
+from rushes.requests.states import STATES, State
 
 T = TypeVar("T")
 
@@ -101,6 +104,7 @@ class SqliteStore:
             "now": self._clock(),
             "input": new.input,
             "sources": rows.encode(new.sources),
+            "hops": new.hops,
         }
         statement = sql("submit")
 
@@ -197,7 +201,7 @@ class SqliteStore:
 
         row = await self._writer.run(take)
         self._found = row is not None
-        return None if row is None else Lease(rows.request(row), claim.worker, rows.fence_of(row), "run")
+        return None if row is None else _lease(row, claim.worker, "run")
 
     async def claim_inputs(self, worker: WorkerId, models: Sequence[str], limit: int) -> list[Lease]:
         wanted = {"models": _json(models)}
@@ -205,8 +209,8 @@ class SqliteStore:
             return []
         values = wanted | {"worker": worker, "limit": limit}
         taken = await self._writer.run(lambda c: c.execute(sql("claim_inputs"), values).fetchall())
-        leases = [Lease(rows.request(row), worker, rows.fence_of(row), "inputs") for row in taken]
-        return sorted(leases, key=lambda lease: lease.request.seq)
+        found = [_lease(row, worker, "inputs") for row in taken]
+        return sorted(found, key=lambda lease: lease.request.seq)
 
     async def inputs_ready(self, lease: Lease, sources: dict[str, Source]) -> bool:
         values = {**_held(lease), "sources": rows.encode(sources)}
@@ -254,9 +258,8 @@ class SqliteStore:
         )
 
     async def lose(self, lease: Lease, failure: Failure, attempt_limit: int) -> State | None:
-        return await self._writer.run(
-            lambda c: self._lose(c, lease.request.id, lease.fence, None, failure, attempt_limit), wakes=True
-        )
+        loss = Loss(failure, attempt_limit, self._clock())
+        return await self._writer.run(lambda c: loss.lose(c, lease.request.id, lease.fence), wakes=True)
 
     async def release(self, lease: Lease) -> bool:
         return await self._change("requeue", {**_held(lease), "uncount": 1}, wakes=True)
@@ -267,61 +270,63 @@ class SqliteStore:
     async def expire(self, marks: Sequence[LeaseMark], failure: Failure, attempt_limit: int) -> int:
         if not marks:
             return 0
+        loss = Loss(failure, attempt_limit, self._clock())
+        return await self._writer.run(lambda c: loss.expire(c, marks), wakes=True)
 
-        def end(connection: sqlite3.Connection) -> int:
-            return sum(
-                self._lose(connection, mark.id, mark.fence, mark.beat, failure, attempt_limit) is not None
-                for mark in marks
-            )
+    # -- remotes ----------------------------------------------------------------------------------------
+    async def waiting(self, models: Sequence[str], limit: int) -> list[Request]:
+        found = self._all("waiting", {"models": _json(models), "limit": max(0, limit)})
+        return [rows.request(row) for row in found]
 
-        return await self._writer.run(end, wakes=True)
+    async def take(self, take: Take) -> Lease | Literal["gone", "account", "budget", "key_budget"]:
+        now, wanted = self._clock(), check_take(take)
+        taken = await self._writer.run(lambda c: spending.take(c, wanted, now))
+        return taken if isinstance(taken, str) else _lease(taken, take.worker, "run")
 
-    def _lose(
-        self,
-        connection: sqlite3.Connection,
-        id_: RequestId,
-        fence: int,
-        beat: int | None,
-        failure: Failure,
-        attempt_limit: int,
-    ) -> State | None:
-        held = {"id": id_, "fence": fence}
-        row = connection.execute(sql("lease"), held).fetchone()
-        if row is None or (beat is not None and row[2] != beat):
+    async def resume(self, worker: WorkerId, remotes: Sequence[str]) -> Lease | None:
+        wanted, now = {"remotes": _json(remotes)}, self._clock()
+        if self._one("resume_head", wanted) is None:  # looked up without taking the write lock
             return None
-        if row[0] == "running" and after_lost_attempt(row[1], attempt_limit) == "fail":
-            ended = held | {"failure": rows.encode(failure), "now": self._clock()}
-            connection.execute(sql("fail"), ended)
-            return "failed"
-        connection.execute(sql("requeue"), held | {"uncount": 0})
-        return "queued"
+        row = await self._writer.run(lambda c: spending.resume(c, worker, wanted, now))
+        return None if row is None else _lease(row, worker, "run")
+
+    async def note(self, lease: Lease, task: RemoteTask | None) -> bool:
+        values = {
+            **_held(lease),
+            "task": None if task is None else rows.encode(task),
+            "remote": None if task is None else task.remote,
+        }
+        return await self._change("note", values)
+
+    async def settle(self, lease: Lease, remote: str, usd: float) -> None:
+        cost, now = check_usd(usd), self._clock()
+        await self._writer.run(lambda c: spending.settle(c, lease, remote, cost, now))
+
+    async def spent(self, key_id: KeyId | None) -> float:
+        name = "spent" if key_id is None else "spent_by_key"
+        row = self._one(name, {"day": utc_day(self._clock()), "key_id": key_id})
+        assert row is not None
+        return float(row[0])
+
+    async def pace(self, models: Sequence[str]) -> dict[str, float]:
+        return dict(self._all("pace", {"models": _json(models)}))
 
     # -- workers ----------------------------------------------------------------------------------------
     async def join(self, worker: WorkerRecord) -> None:
-        values = msgspec.structs.asdict(worker) | {"models": _json(worker.models)}
+        values = msgspec.structs.asdict(worker) | {
+            "models": _json(worker.models),
+            "remotes": rows.encode(worker.remotes),
+        }
         if not values["started_at"]:
             values["started_at"] = self._clock()
         await self._writer.run(lambda c: c.execute(sql("join"), values).rowcount)
 
     async def leave(self, worker: WorkerId) -> int:
-        def release(connection: sqlite3.Connection) -> int:
-            marks = [LeaseMark(*row) for row in connection.execute(sql("leases_of"), (worker,)).fetchall()]
-            for mark in marks:
-                connection.execute(sql("requeue"), {"id": mark.id, "fence": mark.fence, "uncount": 1})
-            connection.execute(sql("leave"), (worker,))
-            return len(marks)
-
-        return await self._writer.run(release, wakes=True)
+        return await self._writer.run(lambda c: leases.leave(c, worker), wakes=True)
 
     async def bury(self, worker: WorkerId, failure: Failure, attempt_limit: int) -> int:
-        def end(connection: sqlite3.Connection) -> int:
-            marks = [LeaseMark(*row) for row in connection.execute(sql("leases_of"), (worker,)).fetchall()]
-            for mark in marks:
-                self._lose(connection, mark.id, mark.fence, None, failure, attempt_limit)
-            connection.execute(sql("leave"), (worker,))
-            return len(marks)
-
-        return await self._writer.run(end, wakes=True)
+        loss = Loss(failure, attempt_limit, self._clock())
+        return await self._writer.run(lambda c: loss.bury(c, worker), wakes=True)
 
     async def workers(self) -> list[WorkerRecord]:
         return [rows.worker(row) for row in self._all("workers")]
@@ -450,6 +455,10 @@ def _open(part: T | None) -> T:
 
 def _held(lease: Lease) -> dict[str, Any]:
     return {"id": lease.request.id, "fence": lease.fence}
+
+
+def _lease(row: tuple[Any, ...], worker: WorkerId, purpose: Literal["run", "inputs"]) -> Lease:
+    return Lease(rows.request(row), worker, rows.fence_of(row), purpose)
 
 
 def _json(values: Sequence[str]) -> str:

@@ -1,6 +1,6 @@
-INSERT INTO workers (id, host, pid, slots, models, engine, owner, wake_port, beat, started_at)
-VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, coalesce(nullif($10::double precision, 0), epoch()))
+INSERT INTO workers (id, host, pid, slots, models, engine, owner, wake_port, beat, started_at, remotes)
+VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, coalesce(nullif($10::double precision, 0), epoch()), $11)
 ON CONFLICT (id) DO UPDATE
 SET host = excluded.host, pid = excluded.pid, slots = excluded.slots, models = excluded.models,
     engine = excluded.engine, owner = excluded.owner, wake_port = excluded.wake_port, beat = excluded.beat,
-    started_at = excluded.started_at
+    started_at = excluded.started_at, remotes = excluded.remotes

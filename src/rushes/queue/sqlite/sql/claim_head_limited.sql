@@ -3,11 +3,11 @@
 -- through the index.
 WITH RECURSIVE lanes (model, account) AS (
   SELECT m.value, (SELECT min(q.account) FROM requests AS q
-                   WHERE q.model = m.value AND q.state = 'queued' AND q.inputs = 'ready')
+                   WHERE q.model = m.value AND q.state = 'queued' AND q.inputs = 'ready' AND q.remote_task IS NULL)
   FROM json_each(:models) AS m
   UNION ALL
   SELECT model, (SELECT min(q.account) FROM requests AS q
-                 WHERE q.model = lanes.model AND q.state = 'queued' AND q.inputs = 'ready'
+                 WHERE q.model = lanes.model AND q.state = 'queued' AND q.inputs = 'ready' AND q.remote_task IS NULL
                    AND q.account > lanes.account)
   FROM lanes WHERE account IS NOT NULL
 ),
@@ -18,7 +18,7 @@ heads AS (
   JOIN requests AS r ON r.seq = (
     SELECT q.seq FROM requests AS q
     WHERE q.model = lanes.model AND q.account = lanes.account
-      AND q.state = 'queued' AND q.inputs = 'ready'
+      AND q.state = 'queued' AND q.inputs = 'ready' AND q.remote_task IS NULL
     ORDER BY q.priority DESC, q.seq LIMIT 1)
   WHERE lanes.account IS NOT NULL
     AND (SELECT count(*) FROM requests AS b WHERE b.state = 'running' AND b.account = lanes.account)

@@ -1,2 +1,3 @@
-INSERT OR REPLACE INTO workers (id, host, pid, slots, models, engine, owner, wake_port, beat, started_at)
-VALUES (:id, :host, :pid, :slots, :models, :engine, :owner, :wake_port, :beat, :started_at)
+INSERT OR REPLACE INTO workers
+  (id, host, pid, slots, models, engine, owner, wake_port, beat, started_at, remotes)
+VALUES (:id, :host, :pid, :slots, :models, :engine, :owner, :wake_port, :beat, :started_at, :remotes)

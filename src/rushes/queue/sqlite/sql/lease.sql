@@ -1,1 +1,2 @@
-SELECT state, attempt, beat FROM requests WHERE id = :id AND fence = :fence AND worker IS NOT NULL
+SELECT state, attempt, beat, remote_task IS NOT NULL FROM requests
+WHERE id = :id AND fence = :fence AND worker IS NOT NULL

@@ -1,0 +1,1 @@
+SELECT settle_request($1, $2, $3, $4)

@@ -1,0 +1,1 @@
+SELECT total(usd) FROM spending WHERE day = :day
