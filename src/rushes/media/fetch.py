@@ -1,9 +1,11 @@
-"""Fetch an input file from a public HTTPS address that a user gave, without becoming a way into the network.
+"""Fetch a file from a public HTTPS address that a user gave, or a remote engine, without becoming a way into the
+network.
 
 The host is resolved here, every address it has is judged (:mod:`rushes.media.addresses`), and the connection
 goes to one of those very addresses, while SNI, the certificate check and the Host header use the name: a name
 that resolves to something else a moment later changes nothing. Redirects are followed here too, each one
-judged like the first address. Sizes and time are bounded by what arrives, not by what headers promise.
+judged like the first address. Sizes and time are bounded by what arrives, not by what headers promise. An origin
+that the operator named (a remote engine's) is not judged, for as long as no redirect has led away from it.
 
 What arrives is only sniffed. Whether it decodes is for :mod:`rushes.media.inspector` to say, elsewhere.
 
@@ -48,6 +50,7 @@ MAX_URL_LENGTH: Final = 8192
 _MAX_ADDRESSES: Final = 8
 """Addresses of one host that are tried, each for the connect timeout."""
 _WRITE_BYTES: Final = 1 << 20
+_PORTS: Final = {"https": 443, "http": 80}
 _REDIRECTS: Final = frozenset({301, 302, 303, 307, 308})
 _HOST: Final = re.compile(r"(?=.{1,253}\Z)[a-z0-9_](?:[a-z0-9_-]{0,61}[a-z0-9_])?(?:\.[a-z0-9_-]{1,63})*")
 _CONTROL: Final = re.compile(r"[\x00-\x1f\x7f-\x9f\\]")
@@ -61,6 +64,10 @@ class FetchPolicy(msgspec.Struct, frozen=True):
 
     allow: tuple[str, ...] = ()
     """Private networks that are permitted, as CIDR; http:// is too, to addresses inside them alone."""
+    origins: tuple[str, ...] = ()
+    """Origins that the operator named, as :func:`origin_of` writes them: wherever they lead, and over http:// too.
+    Never a user's.
+    """
     seconds: float = 60.0
     """For all of it: resolving, every redirect, and the last byte."""
     max_bytes: Mapping[Kind, int] = msgspec.field(
@@ -86,11 +93,23 @@ class Target(msgspec.Struct, frozen=True):
     @property
     def authority(self) -> str:
         host = f"[{self.host}]" if ":" in self.host else self.host
-        return host if self.port == {"https": 443, "http": 80}[self.scheme] else f"{host}:{self.port}"
+        return host if self.port == _PORTS[self.scheme] else f"{host}:{self.port}"
+
+    @property
+    def origin(self) -> str:
+        return f"{self.scheme}://{self.authority}"
 
     @property
     def url(self) -> str:
-        return f"{self.scheme}://{self.authority}{self.path}"
+        return self.origin + self.path
+
+
+class BadStatus(MediaError):
+    """The host answers with this HTTP status and no file."""
+
+    def __init__(self, http_status: int, message: str) -> None:
+        self.http_status = http_status
+        super().__init__("input_http_status", message)
 
 
 class Fetched(msgspec.Struct, frozen=True):
@@ -156,7 +175,7 @@ def check_url(url: str, policy: FetchPolicy) -> Target:
     except ValueError:  # whose words would quote the address, with what secrets it may hold
         raise MediaError("input_url_invalid", f"The address cannot be read. {_INSTEAD}") from None
     scheme = parts.scheme.lower()
-    if scheme not in ("https", "http") or (scheme == "http" and not policy.allow):
+    if scheme not in ("https", "http") or (scheme == "http" and not (policy.allow or policy.origins)):
         raise MediaError("input_not_https", f"Only https:// addresses are fetched. {_INSTEAD}")
     if parts.username is not None or parts.password is not None:
         raise MediaError(
@@ -167,15 +186,30 @@ def check_url(url: str, policy: FetchPolicy) -> Target:
     if port == 0:
         raise MediaError("input_url_invalid", "The address has port 0. Name a real port or none.")
     host = _ascii_host(host)
-    literal = parse_address(host)
-    if literal is None and (host == "localhost" or host.endswith(".localhost")):
-        literal = parse_address("127.0.0.1")
-    if literal is not None:
-        _judge(literal, scheme, policy)
     path = quote(parts.path or "/", safe="/%:@!$&'()*+,;=~-._")
     if parts.query:
         path += "?" + quote(parts.query, safe="/?%:@!$&'()*+,;=~-._[]")
-    return Target(scheme, host, port or {"https": 443, "http": 80}[scheme], path)
+    target = Target(scheme, host, port or _PORTS[scheme], path)
+    literal = parse_address(host)
+    if literal is None and (host == "localhost" or host.endswith(".localhost")):
+        literal = parse_address("127.0.0.1")
+    if literal is not None and target.origin not in policy.origins:
+        _judge(literal, scheme, policy)
+    return target
+
+
+def origin_of(url: str) -> str:
+    """Scheme, host and port of an http(s) address, the port only where it is not the usual one: as
+    :attr:`Target.origin` has it. Raises MediaError where there is none.
+    """
+    try:
+        parts = urlsplit(url.strip())
+        host, port = _ascii_host(parts.hostname or ""), parts.port
+    except ValueError:
+        host, port = "", None
+    if not host or parts.scheme not in ("https", "http"):
+        raise MediaError("input_url_invalid", f"The address cannot be read. {_INSTEAD}")
+    return Target(parts.scheme, host, port or _PORTS[parts.scheme], "/").origin
 
 
 def _ascii_host(host: str) -> str:
@@ -223,15 +257,17 @@ async def fetch(
     policy: FetchPolicy,
     media: Kind | None = None,
     resolver: Resolver = resolve,
+    headers: Mapping[str, str] | None = None,
 ) -> Fetched:
     """Fetch ``url`` into the file ``dest``, which exists afterwards only if all went well.
 
-    ``media`` is the kind that is wanted; None takes both, each within its own limit. Raises MediaError, with
-    a message that a user can act on, and StoreUnavailable where ``dest`` cannot be written.
+    ``media`` is the kind that is wanted; None takes both, each within its own limit. ``headers`` go to origins of
+    ``policy.origins`` alone, and to none after a redirect. Raises MediaError, with a message that a user can act
+    on, and StoreUnavailable where ``dest`` cannot be written.
     """
     try:
         async with asyncio.timeout(policy.seconds) as clock:
-            return await _follow(check_url(url, policy), dest, policy, media, resolver)
+            return await _follow(check_url(url, policy), dest, policy, media, resolver, headers or {})
     except BaseException as error:
         dest.unlink(missing_ok=True)
         if isinstance(error, TimeoutError) and clock.expired():
@@ -244,11 +280,21 @@ async def fetch(
 
 
 async def _follow(
-    target: Target, dest: Path, policy: FetchPolicy, media: Kind | None, resolver: Resolver
+    target: Target,
+    dest: Path,
+    policy: FetchPolicy,
+    media: Kind | None,
+    resolver: Resolver,
+    headers: Mapping[str, str],
 ) -> Fetched:
+    first = target.origin
+    policy = msgspec.structs.replace(policy, origins=(first,) if first in policy.origins else ())
     for _ in range(policy.max_redirects + 1):
+        if target.origin not in policy.origins:
+            # From here on a stranger says where to go: also back to the named origin he is nobody to trust.
+            policy, headers = msgspec.structs.replace(policy, origins=()), {}
         addresses = await _checked_addresses(target, policy, resolver)
-        async with _request(target, addresses, policy) as response:
+        async with _request(target, addresses, policy, headers) as response:
             if response.status_code not in _REDIRECTS:
                 return await _receive(response, target, dest, policy, media)
             location = response.headers.get("location", "")
@@ -282,14 +328,14 @@ async def _checked_addresses(target: Target, policy: FetchPolicy, resolver: Reso
         raise MediaError(
             "input_unreachable", f"The host {target.host} is not known. Check the address for typing errors."
         )
-    for address in addresses:
+    for address in () if target.origin in policy.origins else addresses:
         _judge(address, target.scheme, policy)
     return addresses[:_MAX_ADDRESSES]
 
 
 @contextlib.asynccontextmanager
 async def _request(
-    target: Target, addresses: Sequence[IPAddress], policy: FetchPolicy
+    target: Target, addresses: Sequence[IPAddress], policy: FetchPolicy, extra: Mapping[str, str]
 ) -> "AsyncIterator[httpx.Response]":
     """Ask the first of ``addresses`` that lets itself be connected to.
 
@@ -300,7 +346,7 @@ async def _request(
     import httpx
 
     timeout = httpx.Timeout(policy.seconds, connect=policy.connect_timeout)
-    headers = {
+    headers = dict(extra) | {
         "Host": target.authority,
         "User-Agent": "rushes",
         "Accept": "image/png,image/jpeg,image/webp,image/avif,image/gif,"
@@ -365,9 +411,7 @@ def _check_status(response: "httpx.Response", target: Target) -> None:
     words = _STATUS_WORDS.get(status)
     if words is None and status >= 500:
         words = f"has a fault of its own ({status}). Try again later, or use another host"
-    raise MediaError(
-        "input_http_status", f"{target.host} {words or f'answers with status {status} and no file'}."
-    )
+    raise BadStatus(status, f"{target.host} {words or f'answers with status {status} and no file'}.")
 
 
 async def _receive(

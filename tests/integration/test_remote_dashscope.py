@@ -1,0 +1,252 @@
+"""The engine ``dashscope`` against a server that answers as Model Studio does."""
+
+import base64
+import io
+from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
+
+import msgspec
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from PIL import Image
+
+from rushes.engines.remote.base import (
+    Underway,
+)
+from rushes.engines.remote.dashscope import (
+    _OF_OLDER_WAN,
+    _OF_WAN_2_5,
+    DashScopeEngine,
+    Limits,
+    _within,
+    fitting,
+)
+from rushes.media.inspect import check_image, check_video
+from support.dashscope_jobs import (
+    FORMATS,
+    FRAMES,
+    KEYFRAMES,
+    SMALL,
+    WAN_2_5,
+    engine_for,
+    fetched,
+    field_of,
+    finished,
+    job_for,
+    submitted,
+    with_table,
+)
+from support.remote_dashscope import I2V, T2I, T2V, DashScopeStub
+from support.remote_stub import KEY, picture, running
+
+
+@pytest.fixture
+def stub() -> Iterator[DashScopeStub]:
+    with running(DashScopeStub()) as started:
+        yield started
+
+
+@pytest.fixture
+async def engine(stub: DashScopeStub) -> AsyncIterator[DashScopeEngine]:
+    made = engine_for(stub)
+    yield made
+    await made.close()
+
+
+# -- text to image --------------------------------------------------------------------------------------------
+async def test_a_picture_from_text(engine: DashScopeEngine, stub: DashScopeStub, tmp_path: Path) -> None:
+    job = job_for(tmp_path, prompt="a red kite", negative_prompt="rain", aspect_ratio=SMALL)
+
+    handle = await submitted(engine, job)
+    first = await engine.poll(handle, job)
+    path = await fetched(engine, await finished(engine, handle, job), tmp_path)
+
+    assert isinstance(first, Underway)
+    assert first.progress.stage == "queued"
+    info = check_image(path, 10_000_000)
+    assert (1024, 1024, "image/png") == (info.width, info.height, info.content_type)
+    [call] = stub.calls("POST", "/api/v1/services/aigc/text2image/image-synthesis$")
+    assert {
+        "model": T2I,
+        "input": {"prompt": "a red kite", "negative_prompt": "rain"},
+        "parameters": {
+            "size": "1280*1280",
+            "n": 1,
+            "prompt_extend": False,
+            "watermark": False,
+        },
+    } == call.json
+    assert ("enable", f"Bearer {KEY}") == (
+        call.headers["x-dashscope-async"],
+        call.headers["authorization"],
+    )
+
+
+@pytest.mark.parametrize(
+    ("size", "least"), [(one, 1280 * 1280) for one in FORMATS] + [("1440:810 (16:9)", 768 * 768)]
+)
+async def test_each_format_of_the_seed_comes_in_exactly_its_size(
+    engine: DashScopeEngine, stub: DashScopeStub, tmp_path: Path, size: str, least: int
+) -> None:
+    stub.least_pixels, stub.polls = least, 0
+    job = job_for(tmp_path, aspect_ratio=size)
+
+    path = await fetched(engine, await finished(engine, await submitted(engine, job), job), tmp_path)
+
+    info = check_image(path, 10_000_000)
+    assert job.roles["resolution"] == (info.width, info.height)
+    assert len(FORMATS) == 13
+
+
+async def test_a_picture_of_another_size_than_asked_for_is_brought_to_it(
+    engine: DashScopeEngine, stub: DashScopeStub, tmp_path: Path
+) -> None:
+    stub.grows, stub.polls = 64, 0
+    job = job_for(tmp_path)
+
+    path = await fetched(engine, await finished(engine, await submitted(engine, job), job), tmp_path)
+
+    info = check_image(path, 10_000_000)
+    assert (1024, 1024) == (info.width, info.height)
+
+
+async def test_the_shipped_model_runs_there(
+    engine: DashScopeEngine, stub: DashScopeStub, tmp_path: Path
+) -> None:
+    assert engine.serves(WAN_2_5)
+    job = job_for(tmp_path, WAN_2_5, prompt="x" * 2048, negative_prompt="rain", aspect_ratio=SMALL)
+
+    await submitted(engine, job)
+
+    [call] = stub.calls("POST", "image-synthesis")
+    assert call.json["input"] == {"prompt": "x" * 2048, "negative_prompt": "rain"}
+    assert call.json["parameters"] == {
+        "size": "1280*1280",
+        "n": 1,
+        "prompt_extend": False,
+        "watermark": False,
+    }
+
+
+async def test_the_manifest_says_what_goes_where(
+    engine: DashScopeEngine, stub: DashScopeStub, tmp_path: Path
+) -> None:
+    mapping = {
+        "prompt": "prompt + '!'",
+        "style": 1,
+        "parameters": {"seed": "7", "size": "'1440*1440'"},
+    }
+    model = with_table(WAN_2_5, model=T2I, input=mapping, parameters={"prompt_extend": True, "n": 4})
+
+    await submitted(engine, job_for(tmp_path, model, negative_prompt="rain"))
+
+    [call] = stub.calls("POST", "image-synthesis")
+    assert call.json["input"] == {"prompt": "a red kite!", "style": 1}
+    assert call.json["parameters"] == {
+        "seed": 7,
+        "size": "1440*1440",
+        "n": 1,  # whatever the manifest says: each one is paid for
+        "prompt_extend": True,
+        "watermark": False,
+    }
+
+
+@given(st.integers(16, 4096), st.integers(16, 4096), st.sampled_from([_OF_WAN_2_5, _OF_OLDER_WAN]))
+def test_every_size_is_brought_within_the_limits(width: int, height: int, limits: Limits) -> None:
+    found = fitting((width, height), limits)
+
+    assert _within(found, limits)
+    if limits.pixels[0] > width * height and width / height == found[0] / found[1]:
+        assert found[0] >= width
+
+
+def test_a_size_that_is_allowed_stays() -> None:
+    assert fitting((1440, 1431), _OF_WAN_2_5) == (1440, 1431)
+    assert fitting((1440, 810), _OF_WAN_2_5) == (1712, 960)
+    assert fitting((640, 360), None) == (640, 360)
+
+
+# -- videos ---------------------------------------------------------------------------------------------------
+@pytest.fixture
+def frames(tmp_path: Path) -> dict[str, Path]:
+    files = {}
+    for number, role in enumerate(("start_image", "end_image")):
+        path = tmp_path / f"{role}.png"
+        path.write_bytes(picture(640 + number, 360))
+        files[field_of(FRAMES, role)] = path
+    return files
+
+
+def sent_picture(text: str) -> Image.Image:
+    head, _, data = text.partition(",")
+    assert head in ("data:image/png;base64", "data:image/jpeg;base64")
+    return Image.open(io.BytesIO(base64.b64decode(data)))
+
+
+async def test_a_video_between_two_frames(
+    engine: DashScopeEngine, stub: DashScopeStub, tmp_path: Path, frames: dict[str, Path]
+) -> None:
+    job = job_for(tmp_path, KEYFRAMES, frames)
+
+    outcome = await finished(engine, await submitted(engine, job), job)
+    path = await fetched(engine, outcome, tmp_path)
+
+    assert check_video(path, 10_000_000).frames == 5
+    [call] = stub.calls("POST", "/api/v1/services/aigc/image2video/video-synthesis$")
+    assert sent_picture(call.json["input"]["first_frame_url"]).size == (640, 360)
+    assert sent_picture(call.json["input"]["last_frame_url"]).size == (641, 360)
+    assert call.json["input"]["prompt"] == job.roles["prompt"]
+    assert call.json["parameters"]["resolution"] in ("480P", "720P")
+    assert call.json["parameters"]["seed"] == job.roles["seed"] % 2**31
+    assert "n" not in call.json["parameters"]
+
+
+async def test_a_video_from_one_picture_by_mapping(
+    engine: DashScopeEngine, stub: DashScopeStub, tmp_path: Path, frames: dict[str, Path]
+) -> None:
+    mapping = {
+        "prompt": "prompt",
+        "img_url": "start_image",
+        "parameters": {"duration": "5 if frames < 100 else 10"},
+    }
+    model = with_table(FRAMES, model=I2V, input=mapping, parameters={"resolution": "480P", "audio": False})
+
+    await submitted(engine, job_for(tmp_path, model, frames))
+
+    [call] = stub.calls("POST", "/api/v1/services/aigc/video-generation/video-synthesis$")
+    assert set(call.json["input"]) == {"prompt", "img_url"}
+    assert call.json["parameters"]["resolution"] == "480P"
+    assert call.json["parameters"]["audio"] is False
+    assert call.json["parameters"]["duration"] in (5, 10)
+
+
+async def test_a_video_from_text_takes_the_nearest_size_there_is(
+    engine: DashScopeEngine, stub: DashScopeStub, tmp_path: Path
+) -> None:
+    model = with_table(msgspec.structs.replace(WAN_2_5, output="video"), model=T2V)
+    job = job_for(tmp_path, model, prompt="a red kite", aspect_ratio="810:1440 (9:16)")
+    job = msgspec.structs.replace(job, roles=job.roles | {"frames": 161, "fps": 16, "seed": 2**40 + 3})
+
+    await submitted(engine, job)
+
+    [call] = stub.calls("POST", "video-generation/video-synthesis$")
+    assert call.json["parameters"] == {
+        "size": "720*1280",
+        "duration": 10,
+        "seed": 3,
+        "prompt_extend": False,
+        "watermark": False,
+    }
+
+
+async def test_a_picture_that_is_too_large_there_is_made_smaller(
+    engine: DashScopeEngine, stub: DashScopeStub, tmp_path: Path, frames: dict[str, Path]
+) -> None:
+    frames[field_of(FRAMES, "start_image")].write_bytes(picture(2600, 1300))
+
+    await submitted(engine, job_for(tmp_path, KEYFRAMES, frames))
+
+    [call] = stub.calls("POST", "video-synthesis$")
+    assert sent_picture(call.json["input"]["first_frame_url"]).size == (2000, 1000)
+    assert len(call.json["input"]["first_frame_url"]) < 10_000_000
