@@ -5,12 +5,13 @@ The environment wins over the file. `docs/settings.md` documents each one; a tes
 
 import difflib
 import ipaddress
+import math
 import os
 import re
 import tomllib
 from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
-from typing import Annotated, Any, Final, Literal, get_args, get_origin
+from typing import Annotated, Any, Final, Literal, NamedTuple, get_args, get_origin
 from urllib.parse import urlsplit
 
 import msgspec
@@ -19,6 +20,9 @@ from msgspec import Meta
 from rushes.errors import SettingsError
 
 PREFIX: Final = "RUSHES_"
+REMOTE_KINDS: Final = ("dashscope", "runcomfy", "openai-video", "fal", "replicate")
+DASHSCOPE_REGIONS: Final = ("intl", "us", "cn")
+"""Singapore, Virginia, Beijing."""
 
 
 def _help(text: str, **bounds: Any) -> Meta:
@@ -111,6 +115,13 @@ class Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
             "is one."
         ),
     ] = "auto"
+    wan_cards: Annotated[
+        int,
+        _help(
+            "Graphics cards that one slot of the engine `wan` makes each video on, where the model can be spread.",
+            ge=1,
+        ),
+    ] = 1
     wan_weights: Annotated[
         tuple[str, ...],
         _help(
@@ -136,6 +147,34 @@ class Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
         30.0
     )
     draft_mark: Annotated[bool, _help("Burn a small draft mark into what the draft engine makes.")] = True
+
+    # remotes
+    remotes: Annotated[
+        tuple[str, ...],
+        _help(
+            "Remote engines that workers may use, comma-separated: `kind`, `kind@place` or `name=kind@place`. Kinds: "
+            "`dashscope`, `runcomfy`, `openai-video`, `fal`, `replicate`. A place is a base URL, or for dashscope a "
+            "region: `intl`, `us` or `cn`."
+        ),
+    ] = ()
+    secrets_file: Annotated[
+        Path | None, _help('TOML file of the remotes\' keys (`FAL_KEY = "…"`); the environment wins over it.')
+    ] = None
+    overflow_seconds: Annotated[
+        float,
+        _help(
+            "For models whose manifest lists no routes: a request that would wait longer than this for a local slot "
+            "goes to a remote, in seconds; 0: only where no local engine serves the model.",
+            ge=0,
+        ),
+    ] = 0.0
+    remote_limit: Annotated[int, _help("Requests that a worker has at each remote at once.", ge=1)] = 8
+    budget_usd_per_day: Annotated[
+        float, _help("What remotes may cost in a day (UTC), in USD; 0 for no limit.", ge=0)
+    ] = 0.0
+    key_budget_usd_per_day: Annotated[
+        float, _help("What remotes may cost in a day (UTC) for each API key, in USD; 0 for no limit.", ge=0)
+    ] = 0.0
 
     # inputs
     fetch_allow: Annotated[
@@ -200,12 +239,16 @@ def load(
             try:
                 converted[field.name] = _value(field, values[field.name])
             except (msgspec.ValidationError, TypeError, ValueError) as error:
-                problems.append(f"{origin[field.name]}: {field.name} cannot be {values[field.name]!r}: {error}")
+                shown = _HIDDEN.sub("***", repr(values[field.name]))
+                problems.append(f"{origin[field.name]}: {field.name} cannot be {shown}: {error}")
     if problems:
         raise SettingsError("\n".join(problems))
     settings = _with_comfyui(Settings(**converted), values)
+    names = [remote_of(text).name for text in settings.remotes]
+    if twice := next((name for name in names if names.count(name) > 1), ""):
+        raise SettingsError(f"remotes names {twice} twice; give one of them another name: other={twice}@…")
     if settings.engine == "wan" and settings.wan_device != "cpu" and "workers" not in values:
-        return msgspec.structs.replace(settings, workers=max(1, cards()))
+        return msgspec.structs.replace(settings, workers=max(1, cards() // settings.wan_cards))
     return settings
 
 
@@ -253,6 +296,8 @@ def _from_environment(environ: Mapping[str, str], values: dict[str, Any], origin
             continue
         name = variable.removeprefix(PREFIX).lower()
         if name not in _DEFAULTS:
+            if _REMOTE_KEY.fullmatch(variable):
+                continue  # rushes.engines.remote.configured reads it, and no other
             if near := _near(name):
                 known = f"{PREFIX}{near.upper()}"
                 raise SettingsError(f"{variable}: there is no such setting; did you mean {known}?")
@@ -326,6 +371,46 @@ def server_address(text: str) -> str:
     return f"{parts.scheme}://{user}{at}{place}{parts.path.rstrip('/')}"
 
 
+class Remote(NamedTuple):
+    """One entry of the setting ``remotes``."""
+
+    name: str
+    kind: str
+    place: str
+    """A base URL in its one form, a region, or "" for the kind's own."""
+
+
+def remote_of(text: str) -> Remote:
+    """Read an entry of the setting ``remotes``. Raises ValueError, which says how to write it."""
+    head, at, place = (part.strip() for part in text.partition("@"))
+    name, sign, kind = (part.strip() for part in head.rpartition("="))
+    if kind not in REMOTE_KINDS:
+        near = next(iter(difflib.get_close_matches(kind.lower(), REMOTE_KINDS, 1, 0.5)), None)
+        hint = f"; did you mean {near}?" if near else ""
+        raise ValueError(f"there is no kind {kind!r}, but {', '.join(REMOTE_KINDS)}{hint}")
+    if sign and not _REMOTE_NAME.fullmatch(name):
+        raise ValueError(f"the name {name!r} has other than lower-case letters, digits and single -, _ or .")
+    name = name or kind
+    if name in _TAKEN_NAMES or (name != kind and name in REMOTE_KINDS):
+        raise ValueError(f"a {kind} cannot be named {name!r}, the name of another engine; write another name")
+    if at and not place:
+        raise ValueError("nothing stands behind the @; write a base URL, or leave the @ out")
+    if kind == "openai-video" and not place:
+        raise ValueError("it has no place of its own; write openai-video@http://127.0.0.1:8000/v1")
+    return Remote(name, kind, _remote_place(kind, place))
+
+
+def _remote_place(kind: str, place: str) -> str:
+    if kind == "dashscope" and place and "/" not in place:
+        _check_word(place, DASHSCOPE_REGIONS)
+        return place
+    if not place:
+        return ""
+    if "@" in place:
+        raise ValueError("an address holds no user or key: set the key as docs/remotes.md says")
+    return server_address(place)
+
+
 def _is_base(url: str) -> bool:
     try:
         parts = urlsplit(url)
@@ -364,6 +449,11 @@ def _check_network(text: str) -> None:
     ipaddress.ip_network(text, strict=False)
 
 
+def _check_finite(number: float) -> None:
+    if not math.isfinite(number):
+        raise ValueError("write a number; 0 is for no limit")
+
+
 def _one_of(*schemes: str) -> Callable[[str], None]:
     def check(url: str) -> None:
         if not url.startswith(schemes):
@@ -377,12 +467,19 @@ def _check_engine(name: str) -> None:
         raise ValueError("there is draft, comfyui, wan, or module:factory for one of your own")
 
 
-_CHECKS: Final[dict[str, Callable[[str], None]]] = {
+_REMOTE_NAME: Final = re.compile(r"[a-z0-9]+([._-][a-z0-9]+)*")
+_REMOTE_KEY: Final = re.compile(rf"{PREFIX}REMOTE_[A-Z0-9_]+_KEY")
+_TAKEN_NAMES: Final = ("local", "draft", "noop", "comfyui", "wan")
+_HIDDEN: Final = re.compile(r"""(?<=//)[^/\s,'"]*(?=@)|(?<=\?)[^\s,'"]+""")
+_CHECKS: Final[dict[str, Callable[[Any], object]]] = {
     "public_url": _check_base,
     "cors_origins": _check_origin,
     "trusted_proxies": _check_networks,
     "fetch_allow": _check_network,
     "wan_weights": _check_weights,
+    "remotes": remote_of,
+    "budget_usd_per_day": _check_finite,
+    "key_budget_usd_per_day": _check_finite,
     "database_url": _one_of("postgresql://", "postgres://"),
     "storage_url": _one_of("s3://", "gs://", "az://"),
     "engine": _check_engine,

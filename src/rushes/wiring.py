@@ -12,12 +12,11 @@ import importlib
 import itertools
 import os
 import secrets
-import shutil
 import signal
 import socket
 import sys
 import time
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, TextIO
@@ -28,9 +27,11 @@ from rushes import log
 from rushes.engines.base import Engine
 from rushes.errors import NotFound, RushesError, SettingsError, StoreUnavailable
 from rushes.queue.base import Store
-from rushes.settings import Settings
+from rushes.settings import Settings, remote_of
 
 if TYPE_CHECKING:
+    from rushes.engines.remote.base import RemoteEngine
+    from rushes.engines.remote.configured import RemoteConfig
     from rushes.media.storage import Storage
 
 CHILD_SETTINGS: Final = "RUSHES_CHILD_SETTINGS"
@@ -101,8 +102,10 @@ async def preflight(settings: Settings, seconds: float = START_SECONDS) -> None:
 
     Waits for a database that is still starting. Raises SettingsError, StoreUnavailable.
     """
+    from rushes.engines.remote.configured import configured
     from rushes.media.storage import open_storage
 
+    configured(settings, os.environ)
     deadline = time.monotonic() + seconds
     while True:
         try:
@@ -205,11 +208,11 @@ def _comfyui_place(settings: Settings, slot: int) -> tuple[Path, str]:
 
 def _wan(settings: Settings, slot: int, tell: Callable[[str], None]) -> Engine:
     from rushes.catalog.load import Catalog
-    from rushes.engines.wan.devices import choose, keep_compiled
+    from rushes.engines.wan import devices
     from rushes.engines.wan.weights import wanted_weights
 
-    device = choose(settings.wan_device, slot, os.environ)  # before anything looks for cards
-    keep_compiled(settings.data_dir.resolve() / "wan" / "compiled", os.environ)
+    device = devices.choose(settings.wan_device, slot, os.environ, settings.wan_cards)  # before CUDA looks
+    devices.keep_compiled(settings.data_dir.resolve() / "wan" / "compiled", os.environ)
     try:
         from rushes.engines.wan.engine import WanEngine
     except ModuleNotFoundError as error:
@@ -222,7 +225,31 @@ def _wan(settings: Settings, slot: int, tell: Callable[[str], None]) -> Engine:
         device=device,
         loras_dir=settings.wan_loras_dir,
         models=served.models,
+        cards=settings.wan_cards,
     )
+
+
+def make_remotes(settings: Settings, environ: Mapping[str, str]) -> "list[RemoteEngine]":
+    """The remotes that the settings name. Raises SettingsError where one cannot be used as it is written."""
+    from rushes.engines.remote.configured import configured
+
+    found = configured(settings, environ)
+    if not found:
+        return []
+    from rushes.engines.remote.dashscope import DashScopeEngine
+    from rushes.engines.remote.fal import FalEngine
+    from rushes.engines.remote.openai_video import OpenAIVideoEngine
+    from rushes.engines.remote.replicate import ReplicateEngine
+    from rushes.engines.remote.runcomfy import RunComfyEngine
+
+    kinds: dict[str, Callable[[RemoteConfig], RemoteEngine]] = {
+        "dashscope": DashScopeEngine,
+        "runcomfy": RunComfyEngine,
+        "openai-video": OpenAIVideoEngine,
+        "fal": FalEngine,
+        "replicate": ReplicateEngine,
+    }
+    return [kinds[config.kind](config) for config in found]
 
 
 def comfyui_object_info(url: str) -> dict[str, Any]:
@@ -230,42 +257,6 @@ def comfyui_object_info(url: str) -> dict[str, Any]:
     from rushes.engines.comfyui.catalogue import fetch_object_info
 
     return fetch_object_info(url)
-
-
-def scratch_root(settings: Settings) -> Path:
-    root = settings.data_dir / "scratch"
-    root.mkdir(mode=0o700, parents=True, exist_ok=True)
-    return root
-
-
-@contextlib.contextmanager
-def scratch_folder(settings: Settings) -> Iterator[Path]:
-    """A folder for files on their way; gone when the process ends in an orderly way."""
-    folder = scratch_root(settings).resolve() / f"work-{secrets.token_hex(6)}"
-    lock_path = folder.with_suffix(".lock")
-    with lock_path.open("w") as lock:
-        # Before there is a folder, so that nobody finds one without its lock.
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        folder.mkdir(mode=0o700)
-        try:
-            yield folder
-        finally:
-            shutil.rmtree(folder, ignore_errors=True)
-            lock_path.unlink(missing_ok=True)
-
-
-def clean_scratch(settings: Settings) -> None:
-    """Remove what processes that are gone have left behind; the lock tells them from those that live."""
-    for folder in scratch_root(settings).glob("work-*"):
-        if folder.suffix == ".lock":
-            continue
-        lock_path = folder.with_suffix(".lock")
-        with contextlib.suppress(OSError):
-            if lock_path.exists():
-                with lock_path.open("a") as lock:
-                    fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            shutil.rmtree(folder, ignore_errors=True)
-            lock_path.unlink(missing_ok=True)
 
 
 # -- the gateway's process ------------------------------------------------------------------------------
@@ -280,6 +271,7 @@ async def run_gateway(settings: Settings, listener: socket.socket) -> None:
     from rushes.catalog.load import Catalog
     from rushes.media.fetch import policy_from
     from rushes.media.inspector import Inspector
+    from rushes.media.scratch import scratch_folder
     from rushes.media.storage import open_storage
     from rushes.service.core import Service
 
@@ -354,6 +346,9 @@ async def _welcome(settings: Settings, store: Store, listener: socket.socket) ->
         lines += [f"  {without_password(url)}" for url in settings.comfyui_urls]
         if settings.comfyui_dir is not None:
             lines.append(f"  started from {settings.comfyui_dir}")
+    if settings.remotes:
+        names = ", ".join(remote_of(text).name for text in settings.remotes)
+        lines.append(f"Remote engines: {names} (`rushes models route ID` says what goes there)")
     if settings.engine == "draft" and settings.workers:
         lines.append("  It makes animatics on the CPU to build and test against, not generations.")
     if not await store.list_keys():
@@ -373,7 +368,9 @@ async def run_worker(settings: Settings, owner: str = "") -> None:
     a server runs one worker process, so their leases are ended now instead of after the lease time.
     """
     from rushes.catalog.load import Catalog
+    from rushes.engines.remote.configured import key_variables
     from rushes.media.inspector import Inspector
+    from rushes.media.scratch import scratch_folder
     from rushes.media.storage import open_storage
     from rushes.worker.lease import worker_lost
     from rushes.worker.loop import Worker
@@ -400,6 +397,10 @@ async def run_worker(settings: Settings, owner: str = "") -> None:
         inspector = Inspector(max_pixels=settings.max_image_pixels)
         stack.push_async_callback(inspector.close)
         os.environ[CHILD_SETTINGS] = encode_settings(settings)
+        remotes = make_remotes(settings, os.environ)
+        for name in key_variables(settings):
+            # Engines run people's code, such as custom nodes, which has no business with them.
+            os.environ.pop(name, None)
         worker_loop = Worker(
             settings,
             store=store,
@@ -408,6 +409,7 @@ async def run_worker(settings: Settings, owner: str = "") -> None:
             inspector=inspector,
             scratch=stack.enter_context(scratch_folder(settings)),
             slot_command=SLOT_COMMAND,
+            remotes=remotes,
             owner=owner,
         )
         await worker_loop.run(stop)

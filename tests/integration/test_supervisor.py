@@ -9,8 +9,8 @@ import pytest
 from rushes.cli import supervisor
 from rushes.cli.supervisor import Child, owned_directory
 from rushes.errors import DirectoryInUse, SettingsError
+from rushes.media.scratch import clean_scratch, scratch_folder, scratch_root
 from rushes.settings import Settings
-from rushes.wiring import clean_scratch, scratch_folder, scratch_root
 
 
 @pytest.fixture

@@ -6,9 +6,11 @@ from pathlib import Path
 
 import pytest
 
+from rushes.cli.wan import _devices
 from rushes.engines.wan import devices
 from rushes.engines.wan.devices import Card
 from rushes.errors import SettingsError
+from rushes.settings import Settings, load
 
 TWO = (
     "GPU-6f0a, NVIDIA H200, 143771, 9.0",
@@ -122,6 +124,60 @@ def test_cuda_where_only_the_driver_s_tool_is_missing(bare):
 def test_more_slots_than_cards_are_refused(machine, setting):
     with pytest.raises(SettingsError, match="2 cards are visible, and slot 3 finds none"):
         devices.choose(setting, 2, machine(*TWO))
+
+
+@pytest.mark.parametrize(("slot", "cards"), [(0, "GPU-6f0a,GPU-77b1"), (1, "GPU-3,GPU-4")])
+def test_each_slot_sees_all_of_its_cards(machine, slot, cards):
+    environ = machine(*TWO, "GPU-3, NVIDIA H200, 143771, 9.0", "GPU-4, NVIDIA H200, 143771, 9.0")
+    assert "cuda" == devices.choose("auto", slot, environ, 2)
+    assert cards == environ["CUDA_VISIBLE_DEVICES"]
+
+
+def test_cards_that_the_operator_picked_are_dealt_out_in_their_order(machine):
+    environ = machine(*TWO, CUDA_VISIBLE_DEVICES="3,1,0,2")
+    assert "cuda" == devices.choose("cuda", 1, environ, 2)
+    assert "0,2" == environ["CUDA_VISIBLE_DEVICES"]
+
+
+@pytest.mark.parametrize(
+    ("slot", "each", "said"),
+    [
+        (0, 3, "wan_cards: 2 cards are visible, and a slot is to have 3. Set RUSHES_WAN_CARDS to 1."),
+        (1, 2, "workers: 2 cards are visible, and slot 2 finds none. Set RUSHES_WORKERS to 1."),
+    ],
+)
+def test_slots_whose_cards_are_too_few_are_refused(machine, slot, each, said):
+    with pytest.raises(SettingsError) as caught:
+        devices.choose("auto", slot, machine(*TWO), each)
+    assert said == caught.value.message
+
+
+def test_a_slot_that_finds_only_some_of_its_cards_is_refused(machine):
+    with pytest.raises(
+        SettingsError, match=r"3 cards are visible, and slot 2 finds 1 of its 2\. Set RUSHES_WORKERS to 1"
+    ):
+        devices.choose("auto", 1, machine(*TWO, "GPU-3, NVIDIA H200, 143771, 9.0"), 2)
+
+
+@pytest.mark.parametrize(("each", "workers"), [("1", 5), ("2", 2), ("3", 1), ("8", 1)])
+def test_there_is_a_slot_for_so_many_cards_each(each, workers):
+    """With eight there is a slot that finds too few, and says so."""
+    assert workers == load({"RUSHES_ENGINE": "wan", "RUSHES_WAN_CARDS": each}, cards=lambda: 5).workers
+
+
+@pytest.mark.parametrize("text", ["0", "-1", "two"])
+def test_a_number_of_cards_that_is_none_is_refused(text):
+    with pytest.raises(SettingsError, match="RUSHES_WAN_CARDS"):
+        load({"RUSHES_WAN_CARDS": text})
+
+
+def test_doctor_tells_the_slots_of_several_cards(machine, monkeypatch):
+    for name, value in machine(*TWO).items():
+        monkeypatch.setenv(name, value)
+    rows = _devices(Settings(engine="wan", workers=1, wan_cards=2))
+    assert ("ok", "slots", "1, each with 2 cards for one video") == next(
+        row for row in rows if row[1] == "slots"
+    )
 
 
 def test_what_is_compiled_is_kept_for_this_user_alone(tmp_path):

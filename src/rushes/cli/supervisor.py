@@ -21,9 +21,10 @@ from typing import IO, Final
 from rushes import log
 from rushes.errors import DirectoryInUse, SettingsError
 from rushes.guard import SUPERVISOR
+from rushes.media.scratch import clean_scratch
 from rushes.requests.ids import uuid7
 from rushes.settings import Settings
-from rushes.wiring import CHILD_SETTINGS, DRAIN_SIGNAL, clean_scratch, encode_settings, preflight
+from rushes.wiring import CHILD_SETTINGS, DRAIN_SIGNAL, encode_settings, preflight
 
 _BACKOFF: Final = (0.05, 0.2, 0.5, 1.0, 2.0, 5.0)
 _STABLE_SECONDS: Final = 10.0
@@ -149,7 +150,7 @@ class Child:
 async def supervise(settings: Settings, listener: socket.socket, server_id: str) -> None:
     """Run gateway and worker until SIGTERM or SIGINT; a second signal ends them at once."""
     children = [Child("gateway", [str(listener.fileno())], settings, (listener.fileno(),))]
-    if settings.workers:
+    if settings.workers or settings.remotes:
         children.append(Child("worker", [server_id], settings, ()))
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()

@@ -15,7 +15,7 @@ from rushes.catalog.load import Catalog
 from rushes.catalog.model import Model
 from rushes.catalog.nearest import did_you_mean
 from rushes.catalog.wan import wan_of
-from rushes.engines.wan import hub
+from rushes.engines.wan import hub, layout
 from rushes.engines.wan.devices import cards, choose
 from rushes.engines.wan.weights import Missing, Weights, served_models, shown_size, weights_of
 from rushes.errors import ManifestError, RushesError, SettingsError
@@ -82,12 +82,15 @@ def _devices(settings: Settings) -> Iterator[Finding]:
         yield "note", "card", text
     if found or settings.wan_device == "cuda":
         try:
-            device = choose(settings.wan_device, max(settings.workers, 1) - 1, dict(os.environ))
+            last = max(settings.workers, 1) - 1
+            device = choose(settings.wan_device, last, dict(os.environ), settings.wan_cards)
         except SettingsError as error:
             yield "bad", "slots" if found else "card", error.message
         else:
             if device == "cpu":
                 yield "note", "card", "CUDA_VISIBLE_DEVICES hides all: the CPU computes"
+            elif settings.wan_cards > 1:
+                yield "ok", "slots", f"{settings.workers}, each with {settings.wan_cards} cards for one video"
     yield _torch(device)
 
 
@@ -178,6 +181,8 @@ def _model(settings: Settings, weights: Weights, model: Model, lost: list[Missin
         yield "note" if found.fetchable else "bad", what, found.text
     else:
         yield "ok", what, f"{shown_size(found.bytes)} in {found.folder}"
+        if settings.wan_cards > 1 and (why := layout.not_spread(found.folder)):
+            yield "note", model.id, f"uses one of its slot's {settings.wan_cards} cards: {why}"
     parts = [part for repository in weights.repositories(model) for part in hub.left_overs(repository)]
     if parts:
         size = shown_size(sum(part.stat().st_size for part in parts))

@@ -22,7 +22,7 @@ def check_wan(settings: Settings) -> None:
 
     if missing := next((name for name in ("torch", *PACKAGES) if find_spec(name) is None), ""):
         raise SettingsError(f"engine wan needs more packages ({missing} is missing): pip install 'rushes[wan]'")
-    choose(settings.wan_device, settings.workers - 1, dict(os.environ))
+    choose(settings.wan_device, settings.workers - 1, dict(os.environ), settings.wan_cards)
     catalog = Catalog.load(settings.models_dir)
     known = [entry.model.id for entry in catalog.entries()]
     for text in settings.wan_weights:

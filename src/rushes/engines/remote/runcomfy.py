@@ -32,7 +32,7 @@ from rushes.engines.remote.inputs import data_uri, values
 from rushes.requests.record import Progress
 
 HOPS_HEADER: Final = "X-Rushes-Hops"
-"""Tells another Rushes that a server passes the request on, so that two do not pass it to and fro for ever."""
+"""Tells another Rushes that a server passes the request on, so that two do not pass it back and forth for ever."""
 DATA_BYTES: Final = 40_000_000
 """Bytes of the largest file that goes over inside the JSON: base64 adds a third, and a body ends at 64 MiB."""
 _STATUS: Final = {400001: 404, 400002: 402, 400004: 401}

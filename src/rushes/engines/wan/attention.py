@@ -42,6 +42,14 @@ def fast_kernels(capability: tuple[int, int] | None) -> tuple[str, ...]:
     return (eight_bits, "sage_hub", *exact_kernels(capability))
 
 
+def spread_kernels(kernels: tuple[str, ...]) -> tuple[str, ...]:
+    """Those of ``kernels`` that diffusers can use on several cards at once; PyTorch's own, and so cuDNN's, is one."""
+    from diffusers.models.attention_dispatch import _AttentionBackendRegistry
+
+    known = _AttentionBackendRegistry._supports_context_parallel  # noqa: SLF001
+    return tuple(kernel for kernel in kernels if kernel == CUDNN or kernel in known)
+
+
 def set_attention(experts: tuple[Any, ...], kernel: str, cudnn: int | None) -> None:
     """Set ``kernel`` for these models alone; diffusers would make it everybody's besides. :data:`CUDNN` is for the
     whole process: what its kernel does not take goes to PyTorch's others as before. ``cudnn`` is its version.

@@ -71,11 +71,19 @@ class _Way:
         lora = getattr(self._expert, "_hf_peft_config_loaded", False)
         self._compiled = not (lora or offloaded(self._expert))
 
+    @property
+    def _uneven(self) -> bool:
+        """The way in which diffusers deals out to several cards what does not divide cannot be compiled. Asked anew
+        for each block: whether a pass is of that kind is decided after :meth:`look`.
+        """
+        config = getattr(self._expert, "_parallel_config", None)
+        return config is not None and bool(config.context_parallel_config.ulysses_anything)
+
     def forward(self, block: Any, compiled: Any) -> Callable[..., Any]:
         plain = type(block).forward
 
         def forward(tokens: Any, *args: Any, **kwargs: Any) -> Any:
-            if not self._compiled:
+            if self._uneven or not self._compiled:
                 return plain(block, tokens, *args, **kwargs)
             return compiled(block, _own(tokens), *args, **kwargs)
 

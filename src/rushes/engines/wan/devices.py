@@ -55,12 +55,12 @@ def visible(environ: Mapping[str, str]) -> list[str]:
     return _visible(environ, [card.uuid for card in cards(environ)])
 
 
-def choose(setting: str, slot: int, environ: MutableMapping[str, str]) -> str:
-    """What torch is to compute on: ``cuda``, with only the card of this slot (counted from 0) left visible in
-    ``environ``, or ``cpu``.
+def choose(setting: str, slot: int, environ: MutableMapping[str, str], each: int = 1) -> str:
+    """What torch is to compute on: ``cuda``, with only the cards of this slot (counted from 0) left visible in
+    ``environ``, or ``cpu``. ``each`` is how many cards a slot has.
 
     ``setting`` is ``cuda``, ``cpu``, or ``auto``: the card where there is one. Cards that the operator has picked in
-    CUDA_VISIBLE_DEVICES are the only ones. Raises SettingsError where there are fewer than slots: two models on
+    CUDA_VISIBLE_DEVICES are the only ones. Raises SettingsError where there are fewer than slots need: two models on
     one card would only push each other out.
     """
     if setting == "cpu":
@@ -72,12 +72,19 @@ def choose(setting: str, slot: int, environ: MutableMapping[str, str]) -> str:
     if not seen:
         why = "no card is visible" if VISIBLE in environ else "nvidia-smi tells of no card"
         raise SettingsError(f"wan_device: it is `cuda`, but {why}. Mend the driver, or set it to `auto`.")
-    if slot >= len(seen):
-        many = "one card is" if len(seen) == 1 else f"{len(seen)} cards are"
+    many = "one card is" if len(seen) == 1 else f"{len(seen)} cards are"
+    if len(seen) < each:
         raise SettingsError(
-            f"workers: {many} visible, and slot {slot + 1} finds none. Set RUSHES_WORKERS to {len(seen)}."
+            f"wan_cards: {many} visible, and a slot is to have {each}. Set RUSHES_WAN_CARDS to 1."
         )
-    environ[VISIBLE] = seen[slot]
+    own = seen[slot * each : (slot + 1) * each]
+    if len(own) < each:
+        finds = "none" if not own else f"{len(own)} of its {each}"
+        raise SettingsError(
+            f"workers: {many} visible, and slot {slot + 1} finds {finds}. "
+            f"Set RUSHES_WORKERS to {len(seen) // each}."
+        )
+    environ[VISIBLE] = ",".join(own)
     return "cuda"
 
 

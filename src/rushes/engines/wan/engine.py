@@ -12,6 +12,7 @@ import threading
 import time
 import traceback
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Final
 
@@ -22,7 +23,7 @@ from rushes import log
 from rushes.catalog.model import Model
 from rushes.catalog.wan import WanModel, wan_of
 from rushes.engines.base import Job, Produced, Report
-from rushes.engines.wan import decode, profiles
+from rushes.engines.wan import decode, profiles, ranks
 from rushes.engines.wan.denoise import Denoiser, Stop
 from rushes.engines.wan.load import Loaded, load
 from rushes.engines.wan.loras import added
@@ -50,7 +51,8 @@ class WanEngine:
     """See :class:`rushes.engines.base.Engine` and :class:`rushes.engines.base.Overlapping`.
 
     ``local`` gives a model's folders, fetched before; ``device`` is ``cuda`` or ``cpu``; ``loras_dir`` is where the
-    LoRAs of requests are; ``models`` are the ids of the only models to serve, None for any.
+    LoRAs of requests are; ``models`` are the ids of the only models to serve, None for any. ``cards`` is how many
+    cards make one video, all of which this process sees.
     """
 
     lanes = 2
@@ -64,7 +66,9 @@ class WanEngine:
         device: str,
         loras_dir: Path | None,
         models: tuple[str, ...] | None = None,
+        cards: int = 1,
     ) -> None:
+        self._cards = cards
         self.name = _NAMES[profile]
         self.models = models
         self._local, self._profile, self._device, self._loras_dir = local, profile, device, loras_dir
@@ -131,11 +135,24 @@ class WanEngine:
             raise EngineError("profile_unusable", f"{model.id} has no profile turbo.")
         began, told = time.monotonic(), list[str]()
         local = self._found(model)
+        turbo, others = self._profile == TURBO, None
         try:
-            loaded = load(local, wan, turbo=self._profile == TURBO, device=self._device, tell=told.append)
-            applied = profiles.apply(loaded, self._profile, tell=told.append)
-            ready = _Ready(model.id, wan, loaded, applied)
+            others = ranks.start(
+                local,
+                size=self._cards,
+                turbo=turbo,
+                profile=self._profile,
+                device=self._device,
+                loras_dir=self._loras_dir,
+            )
+            loaded = load(local, wan, turbo=turbo, device=self._device, tell=told.append)
+            applied = profiles.apply(loaded, self._profile, tell=told.append, spread=others is not None)
+            if others is not None:
+                told.append(f"{self._cards} cards, deviation {others.join(loaded, applied):.2g}")
+            ready = _Ready(model.id, wan, loaded, applied, others)
         except Exception as error:
+            if others is not None:
+                others.close()
             traceback.clear_frames(error.__traceback__)  # they would keep what is loaded so far
             if isinstance(error, EngineError) or not is_out_of_memory(error):
                 raise
@@ -161,8 +178,15 @@ class WanEngine:
 class _Ready:
     """A loaded model with what belongs to it."""
 
-    def __init__(self, model: str, wan: WanModel, loaded: Loaded, applied: profiles.Applied) -> None:
-        self.model, self.wan, self.loaded, self.applied = model, wan, loaded, applied
+    def __init__(
+        self,
+        model: str,
+        wan: WanModel,
+        loaded: Loaded,
+        applied: profiles.Applied,
+        others: ranks.Ranks | None,
+    ) -> None:
+        self.model, self.wan, self.loaded, self.applied, self.ranks = model, wan, loaded, applied, others
         self.denoiser = Denoiser(loaded, Embeddings())
         self.preview = Preview(loaded)
         self.paces = Paces()
@@ -250,8 +274,14 @@ class _Attempt:
     def _denoise(self) -> torch.Tensor:
         self._tell(self._meter.begin())
         self._ready.applied.begin(self._plan.steps)
-        with added(self._ready.loaded, self._plan.loras, self._loras_dir):
-            return self._ready.denoiser.run(self._plan, self._stop, self._stepped)
+        with added(self._ready.loaded, self._plan.loras, self._loras_dir), self._spread() as stop:
+            return self._ready.denoiser.run(self._plan, stop, self._stepped)
+
+    def _spread(self) -> AbstractContextManager[Stop]:
+        """On all cards of the slot; gives what is to be asked whether the job is to end."""
+        if self._ready.ranks is None:
+            return contextlib.nullcontext(self._stop)
+        return self._ready.ranks.spread(self._plan, self._stop, lambda: self._turn.crowded)
 
     def _stepped(self, step: int, _steps: int, latents: torch.Tensor) -> None:
         self._tell(self._meter.step(step))

@@ -24,6 +24,8 @@ PIPELINES: Final[dict[str, Kind]] = {
     "WanVACEPipeline": "vace",
 }
 """The classes of diffusers that this engine runs."""
+SPREAD: Final[tuple[Kind, ...]] = ("text", "image")
+"""Those whose transformer diffusers can spread over several cards: it has a plan for that (``_cp_plan``)."""
 SUFFIX: Final = ".safetensors"
 _STEMS: Final = {"diffusers": "diffusion_pytorch_model", "transformers": "model"}
 """What each library calls the weights of a component."""
@@ -64,6 +66,17 @@ def foreign_in(folder: Path) -> str | None:
         return foreign(read_index(folder))
     except ValueError:
         return None
+
+
+def not_spread(folder: Path) -> str:
+    """Why the pipeline in ``folder`` cannot be spread over several cards; empty where it can, and where its
+    `model_index.json` cannot be read.
+    """
+    try:
+        kind = PIPELINES.get(str(read_index(folder).get("_class_name")))
+    except ValueError:
+        return ""
+    return f"diffusers cannot spread {kind.upper()} models" if kind is not None and kind not in SPREAD else ""
 
 
 def without_weights(names: Collection[str], index: Mapping[str, Any]) -> list[str]:

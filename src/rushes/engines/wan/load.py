@@ -123,6 +123,36 @@ def load(
     )
 
 
+def load_experts(local: "Local", *, turbo: bool, device: str) -> Loaded:
+    """The transformers alone, for a card that has a share of the denoising and nothing else: the other parts of the
+    pipeline are None, and nothing ever leaves the card.
+
+    Raises EngineError ``weights_unusable`` and torch's errors for lack of memory.
+    """
+    _quieten()
+    place = torch.device(device)
+    kind, found = parts.check(local.folder)
+    dtype = torch.bfloat16 if place.type == "cuda" else parts.stored_dtype(local.folder / parts.TRANSFORMERS[0])
+    modules: dict[str, Any] = dict.fromkeys(found)
+    for name in ("tokenizer", "scheduler"):  # small files, which every pipeline asks for
+        del modules[name]
+    for name in parts.TRANSFORMERS:
+        if name in found:
+            modules[name] = parts.load(local.folder, name, parts.classes(kind)[name], dtype, place)
+    with parts.reading("the pipeline's small files"):
+        pipe = _pipeline(kind).from_pretrained(local.folder, local_files_only=True, **modules)
+    for file, lora in [*local.loras, *(local.turbo_loras if turbo else ())]:
+        _fuse(pipe, file, lora)
+    experts = tuple(modules[name] for name in parts.TRANSFORMERS if modules.get(name) is not None)
+    log.event("experts loaded", kind=kind, device=device, experts=len(experts))
+    return Loaded(pipe, place, dtype, experts, kind, decoder=None)
+
+
+def _pipeline(kind: Kind) -> Any:
+    """The class of diffusers."""
+    return getattr(diffusers, next(name for name, known in parts.PIPELINES.items() if known == kind))
+
+
 def _need(folder: Path, plan: dict[str, tuple[str, torch.dtype]]) -> Need:
     sizes = {name: parts.size_of(folder / name, dtype) for name, (_, dtype) in plan.items()}
     transformers_ = sum(sizes.pop(name, 0) for name in parts.TRANSFORMERS)
@@ -161,9 +191,8 @@ def _load(
 
 
 def _assemble(folder: Path, kind: Kind, modules: dict[str, Any]) -> Any:
-    class_ = next(name for name, known in parts.PIPELINES.items() if known == kind)
     with parts.reading("the pipeline's small files"):
-        pipe = getattr(diffusers, class_).from_pretrained(folder, local_files_only=True, **modules)
+        pipe = _pipeline(kind).from_pretrained(folder, local_files_only=True, **modules)
         parts.restore_byte_fallback(pipe.tokenizer)
     if (pipe.vae_scale_factor_spatial, pipe.vae_scale_factor_temporal) != _STEPS:
         raise unusable("vae/config.json", "is of another family of Wan models, which this engine does not know")

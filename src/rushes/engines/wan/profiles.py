@@ -27,7 +27,13 @@ from typing import TYPE_CHECKING, Any, Final, Literal, get_args
 import msgspec
 
 from rushes import log
-from rushes.engines.wan.attention import exact_kernels, fast_kernels, reset_attention, set_attention
+from rushes.engines.wan.attention import (
+    exact_kernels,
+    fast_kernels,
+    reset_attention,
+    set_attention,
+    spread_kernels,
+)
 from rushes.engines.wan.compiling import BLOCKS, compile_blocks, offloaded, options_of
 
 if TYPE_CHECKING:
@@ -86,6 +92,11 @@ class Applied:
     def part(self, name: PartName) -> Part:
         return next(part for part in self.parts if part.name == name)
 
+    @property
+    def kinds(self) -> tuple[str, ...]:
+        """The parts that are in force, without what was measured of them: the same on equal cards."""
+        return tuple(f"{part.name}: {part.words.partition(',')[0]}" for part in self.parts if part.done)
+
     def begin(self, steps: int) -> bool:
         """To be called before each denoising, with its number of steps; says whether the cache is on for it.
 
@@ -136,9 +147,15 @@ def means_of(device: Any) -> Means:
 
 
 def apply(
-    loaded: "Loaded", profile: str, means: Means | None = None, tell: Tell = lambda _words: None
+    loaded: "Loaded",
+    profile: str,
+    means: Means | None = None,
+    tell: Tell = lambda _words: None,
+    *,
+    spread: bool = False,
 ) -> Applied:
-    """Change ``loaded`` in place to what ``profile`` is, and say what was done. Call it once, after loading.
+    """Change ``loaded`` in place to what ``profile`` is, and say what was done. Call it once, after loading. Where
+    ``spread``, several cards will work together, for which some parts are no good.
 
     Compiling takes its time on a cold machine, here and not in a request: sizes are symbols in what is
     compiled, so that no later size compiles again (the exceptions: a request's own LoRA and weights that are moved
@@ -148,7 +165,7 @@ def apply(
     """
     if profile not in PROFILES:
         raise ValueError(f"{profile!r} is no profile: {', '.join(PROFILES)}")
-    work = _Work(loaded, profile, means or means_of(loaded.device), tell)
+    work = _Work(loaded, profile, means or means_of(loaded.device), tell, spread=spread)
     applied = work.run()
     log.event("wan profile", profile=profile, **{part.name: part.words for part in applied.parts})
     return applied
@@ -189,8 +206,9 @@ def to_fp8(linear: Any) -> None:
 
 # -- the work -----------------------------------------------------------------------------------------------------
 class _Work:
-    def __init__(self, loaded: "Loaded", profile: str, means: Means, tell: Tell) -> None:
+    def __init__(self, loaded: "Loaded", profile: str, means: Means, tell: Tell, *, spread: bool) -> None:
         self._loaded, self._profile, self._means, self._tell = loaded, profile, means, tell
+        self._spread = spread
         self._experts = tuple(loaded.experts)
         self._exact = profile == "exact"
         self._bound = SAME_MATHS if self._exact else LESS_PRECISION
@@ -239,6 +257,8 @@ class _Work:
     # attention
     def _attention(self) -> Part:
         kernels = (exact_kernels if self._exact else fast_kernels)(self._means.capability)
+        if self._spread:
+            kernels = spread_kernels(kernels)
         if not kernels:
             return Part("attention", done=False, words="PyTorch's own, as stock has it")
         self._reference()
@@ -356,6 +376,8 @@ class _Work:
     def _why_no_cache(self) -> str:
         if self._profile != "fast":
             return "not in this profile"
+        if self._spread:
+            return "each card sees its own share of the video and would skip other blocks"
         if self._loaded.kind == "vace":
             return "unsound with VACE, whose hints are added outside the blocks"
         if self._loaded.pipe.config.get("expand_timesteps"):

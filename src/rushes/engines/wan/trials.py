@@ -38,10 +38,10 @@ def relative(changed: torch.Tensor, reference: torch.Tensor) -> float:
 class Trial:
     """Of one expert. Made before anything is changed: that prediction is the reference."""
 
-    def __init__(self, loaded: "Loaded", expert: Any) -> None:
+    def __init__(self, loaded: "Loaded", expert: Any, sizes: tuple[Size, ...] = ()) -> None:
         self._pipe, self._expert = loaded.pipe, expert
         self._device = loaded.device
-        sizes = ON_CARD if self._device.type == "cuda" else ELSEWHERE
+        sizes = sizes or (ON_CARD if self._device.type == "cuda" else ELSEWHERE)
         try:
             self._references = {size: self._predict(size) for size in sizes}
         except torch.OutOfMemoryError:
