@@ -40,6 +40,7 @@ from rushes.catalog.workflow import (
     workflow_of,
 )
 from rushes.errors import ManifestError
+from rushes.settings import REMOTE_KINDS
 
 Severity = Literal["error", "warning", "note"]
 """error: requests fail, or a safety rule is broken. warning: something has no effect, or another one than it
@@ -55,7 +56,7 @@ _SAVES: Final[dict[str, str]] = {
     "SaveAnimatedPNG": "either",
 }
 """What the files of a node are; "either" where only the file itself tells."""
-_TABLES: Final = ("comfyui", "wan")
+_TABLES: Final = ("comfyui", "wan", *REMOTE_KINDS)
 """Engines of Rushes that read a table of the manifest."""
 _TEMPORARY: Final = ("PreviewImage", "MaskPreview", "PreviewAudio")
 

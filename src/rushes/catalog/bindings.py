@@ -40,8 +40,8 @@ Target = tuple[str, str]
 
 LONGEST_NAME: Final = 128
 NUMBER_ROLES: Final = ("seed", "steps", "guidance", "shift", "fps", "frames")
-_TEXT_ROLES: Final = ("prompt", "negative_prompt")
-_SIZE: Final = ("width", "height")
+TEXT_ROLES: Final = ("prompt", "negative_prompt")
+SIZE: Final = ("width", "height")
 _MOST_NAMED: Final = 10
 """Nodes that a message names."""
 RANDOM_SEED: Final = "random_seed"
@@ -72,8 +72,8 @@ def resolution_name(width: Target, height: Target) -> str:
 def expression_names(model: Model) -> tuple[str, ...]:
     """The names that expressions of ``model`` can use: its roles, its resolution's sides, and a random seed."""
     roles = [field.role for field in model.inputs]
-    named = [role for role in (*_TEXT_ROLES, *NUMBER_ROLES, *FILE_ROLES) if role in roles]
-    return (*named, *(_SIZE if "resolution" in roles else ()), RANDOM_SEED)
+    named = [role for role in (*TEXT_ROLES, *NUMBER_ROLES, *FILE_ROLES) if role in roles]
+    return (*named, *(SIZE if "resolution" in roles else ()), RANDOM_SEED)
 
 
 class Binder:
@@ -137,8 +137,8 @@ class Binder:
             if field in fields:
                 _set(graph, node, name, fields[field])
         for (node, name), (_, side) in self._sizes.items():
-            if _SIZE[side] in names:
-                _set(graph, node, name, names[_SIZE[side]])
+            if SIZE[side] in names:
+                _set(graph, node, name, names[SIZE[side]])
         evaluator = Evaluator(names, fields)
         for (node, name), expression in self._explicit.items():
             if expression.names <= names.keys() and expression.fields <= fields.keys():
@@ -232,7 +232,7 @@ class Binder:
 
     def _driving(self, expression: Expression) -> Iterable[str]:
         """The public inputs whose values an expression uses."""
-        names = {"resolution" if name in _SIZE else name for name in expression.names}
+        names = {"resolution" if name in SIZE else name for name in expression.names}
         for field in self._model.inputs:
             if field.name in expression.fields or field.role in names:
                 yield field.name
@@ -256,9 +256,9 @@ class Binder:
         return fields
 
     def _names(self, roles: Mapping[str, Any], files: Mapping[str, str]) -> dict[str, Any]:
-        names = {role: roles[role] for role in (*_TEXT_ROLES, *NUMBER_ROLES) if role in roles}
+        names = {role: roles[role] for role in (*TEXT_ROLES, *NUMBER_ROLES) if role in roles}
         if "resolution" in roles:
-            names |= zip(_SIZE, roles["resolution"], strict=True)
+            names |= zip(SIZE, roles["resolution"], strict=True)
         for field, role in self._files:
             if field in files:
                 names.setdefault(role, files[field])
@@ -290,13 +290,14 @@ def check_workflows(model: Model, complete: Mapping[str, Any]) -> None:
         try:
             workflow = workflow_of(model, (name,) if name else ())
             binder = Binder(model, workflow, read_graph(model, workflow))
-            for trial in _trials(model, complete):
+            for trial in trials(model, complete):
                 _try(model, binder, trial)
         except ManifestError as error:
             raise _located(model, error, name) from None
 
 
-def _trials(model: Model, complete: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
+def trials(model: Model, complete: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
+    """Inputs to try expressions on: ``complete``, and with each allowed value and bound of a field in its place."""
     yield dict(complete)
     for field in model.inputs:
         if field.name not in complete or field.role == "seed":

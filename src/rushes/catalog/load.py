@@ -13,6 +13,7 @@ from rushes.catalog.bindings import check_workflows
 from rushes.catalog.manifest import MOST_SEGMENTS, read_manifest
 from rushes.catalog.model import Model
 from rushes.catalog.paths import MANIFEST, SAMPLE, shown
+from rushes.catalog.remotes import check_remotes
 from rushes.catalog.schema import enforced_schema, output_schema, seed_schema
 from rushes.catalog.validate import Validator
 from rushes.catalog.wan import has_wan, wan_of
@@ -54,6 +55,7 @@ def load_entry(folder: Path, root: Path) -> Entry:
         check_workflows(model, complete)
         if has_wan(model):
             wan_of(model)
+        check_remotes(model, complete)
         return _entry(model, validator)
     except ManifestError:
         raise

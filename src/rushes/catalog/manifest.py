@@ -19,6 +19,7 @@ from rushes.catalog.nearest import did_you_mean, nearest
 from rushes.catalog.paths import MANIFEST, SAMPLE, shown
 from rushes.catalog.resolution import parse_resolution
 from rushes.catalog.roles import REPEATABLE
+from rushes.catalog.routes import Route, problems
 from rushes.catalog.samples import sample_names
 from rushes.catalog.schema import INTEGER_LARGEST, INTEGER_SMALLEST, integer_bounds
 from rushes.errors import ManifestError
@@ -41,6 +42,7 @@ _WORDS: Final[dict[str, dict[str, tuple[str, ...]]]] = {
     "": {"output": ("image", "video")},
     "price": {"unit": ("second", "output")},
     "inputs": {"type": get_args(Type), "role": get_args(Role)},
+    "routes": {},
 }
 """Keys that take one of a few words, by table."""
 
@@ -56,6 +58,7 @@ class _Manifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     time_limit: float = 3600.0
     graph: str | None = None
     engines: dict[str, dict[str, Any]] = {}
+    routes: tuple[Route, ...] = ()
 
 
 def model_id(folder: Path, root: Path) -> str:
@@ -105,6 +108,8 @@ class _Reader:
         self._check_names(manifest)
         for field in manifest.inputs:
             self._check_field(field)
+        for key, problem in problems(manifest.routes):
+            raise self._wrong(key, problem)
         return Model(
             id=id_,
             name=manifest.name,
@@ -119,6 +124,7 @@ class _Reader:
             graph=manifest.graph,
             sample=self._sample(manifest),
             options=manifest.engines,
+            routes=manifest.routes,
         )
 
     # -- the shape --------------------------------------------------------------------------------------
@@ -136,13 +142,16 @@ class _Reader:
 
     def _check_words(self, table: dict[str, Any]) -> None:
         """Unknown keys, and keys that take one of a few words, with the nearest of them."""
-        price, inputs = table.get("price"), table.get("inputs")
+        price, inputs, routes = table.get("price"), table.get("inputs"), table.get("routes")
         self._check_keys("", table, _Manifest, "")
         if isinstance(price, dict):
             self._check_keys("price", price, Price, "price.")
         for index, field in enumerate(inputs if isinstance(inputs, list) else ()):
             if isinstance(field, dict):
                 self._check_keys("inputs", field, Input, f"inputs.{field.get('name', f'[{index}]')}.")
+        for index, route in enumerate(routes if isinstance(routes, list) else ()):
+            if isinstance(route, dict):
+                self._check_keys("routes", route, Route, f"routes[{index}].")
 
     def _check_keys(self, kind: str, table: dict[str, Any], type_: type[msgspec.Struct], where: str) -> None:
         known = [field.encode_name for field in msgspec.structs.fields(type_)]

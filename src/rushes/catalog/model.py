@@ -9,6 +9,8 @@ from typing import Any, Literal
 
 import msgspec
 
+from rushes.catalog.routes import Route
+
 Role = Literal[
     "prompt",
     "negative_prompt",
@@ -81,6 +83,8 @@ class Model(msgspec.Struct, frozen=True):
     """The sample input: what the documentation shows and `rushes demo` sends."""
     options: dict[str, Any] = {}
     """Tables of the manifest that belong to one engine, by the engine's name."""
+    routes: tuple[Route, ...] = ()
+    """Which engines may run it, in order; empty leaves that to :func:`rushes.catalog.routes.effective_routes`."""
 
     def field(self, role: Role) -> Input | None:
         """The first input with this role, or None."""

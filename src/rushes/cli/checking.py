@@ -7,6 +7,7 @@ from typing import Any, Final
 import click
 
 from rushes.catalog.audit import Finding, Held, Holdings, Needs, audit, audit_engines, needs_of
+from rushes.catalog.audit_remotes import audit_remotes
 from rushes.catalog.audit_wan import WEIGHTS_SETTING, audit_instead, audit_wan, not_on_wan, weights_instead
 from rushes.catalog.load import Catalog
 from rushes.catalog.model import Model
@@ -16,7 +17,7 @@ from rushes.cli.options import config_option, load
 from rushes.cli.show import as_json as dumped
 from rushes.cli.show import clean
 from rushes.errors import ManifestError, NotFound, RushesError
-from rushes.settings import Settings, server_address
+from rushes.settings import Settings, remote_of, server_address
 
 NOTHING_ASKED: Final = (
     "No ComfyUI was asked, so that node classes, their bounds and the weights were not compared: "
@@ -63,7 +64,7 @@ def check(
     Workflows are compared with each ComfyUI that --comfyui or RUSHES_COMFYUI_URLS names, or with the folder of
     RUSHES_COMFYUI_DIR: missing nodes and weights, with commands that get them, values that a node refuses.
     Tables [engines.wan] are checked, too, and the folders on this machine that they name; with the engine wan also
-    those of RUSHES_WAN_WEIGHTS.
+    those of RUSHES_WAN_WEIGHTS. Routes are compared with RUSHES_REMOTES; no remote is asked.
     Exit status 1: there is an error.
     """
     if offline and urls:
@@ -81,6 +82,8 @@ def check(
     holdings, failures = _look(settings, () if offline else urls or settings.comfyui_urls, needs, hashed=hashed)
     on_wan = settings.engine == "wan"
     instead = weights_instead(settings.wan_weights) if on_wan else {}
+    remotes = {one.name: one.kind for one in map(remote_of, settings.remotes)}
+    budget = bool(settings.budget_usd_per_day or settings.key_budget_usd_per_day)
     found: dict[Finding, list[str]] = {}
     for model in models:
         for holding in holdings or (None,):
@@ -88,7 +91,11 @@ def check(
                 if finding.kind == "no_graph" and on_wan and not urls:
                     continue  # nobody means to run it on ComfyUI
                 found.setdefault(finding, []).append(holding.name if holding else "")
-        more = [*audit_engines(model), *audit_wan(model, instead.get(model.id, ""))]
+        more = [
+            *audit_engines(model),
+            *audit_wan(model, instead.get(model.id, "")),
+            *audit_remotes(model, remotes, budget=budget),
+        ]
         found |= {finding: [] for finding in (*more, *(not_on_wan(model) if on_wan else ()))}  # of no ComfyUI
     readable = [model.id for model in every]
     unread = [name for name in instead if any(_is_of(one, name) for one in catalog.broken)]
