@@ -4,13 +4,14 @@ import asyncio
 import os
 import sys
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
 
 import pytest
 
 from rushes.catalog.load import Catalog
+from rushes.engines.remote.base import RemoteEngine
 from rushes.media.inspector import Inspector
 from rushes.media.storage import Storage, open_storage
 from rushes.queue.sqlite.store import SqliteStore
@@ -25,22 +26,31 @@ T2I = "wan-ai/wan-2-5/text-to-image"
 
 
 class Workbench:
-    def __init__(self, settings: Settings, store: SqliteStore, storage: Storage, scratch: Path) -> None:
+    def __init__(
+        self,
+        settings: Settings,
+        store: SqliteStore,
+        storage: Storage,
+        scratch: Path,
+        remotes: Sequence[RemoteEngine] = (),
+    ) -> None:
         self.settings, self.store, self.storage, self.scratch = settings, store, storage, scratch
+        self.remotes = remotes
         self.catalog = Catalog.load(settings.models_dir)
         self._stop = asyncio.Event()
         self._task: asyncio.Task[None] | None = None
         self._inspector = Inspector()
 
-    async def submit(self, prompt: str = "ok", model: str = T2I, **more: object) -> RequestId:
+    async def submit(self, prompt: str = "ok", model: str = T2I, *, hops: int = 0, **more: object) -> RequestId:
         import msgspec
 
         text = msgspec.json.encode({"prompt": prompt, **more})
-        new = NewRequest(new_request_id(), AccountId("a"), KeyId("k"), model, text, {})
+        new = NewRequest(new_request_id(), AccountId("a"), KeyId("k"), model, text, {}, hops=hops)
         await self.store.submit(new)
         return new.id
 
     def start(self) -> None:
+        self._stop = asyncio.Event()
         worker = Worker(
             self.settings,
             store=self.store,
@@ -49,13 +59,16 @@ class Workbench:
             inspector=self._inspector,
             scratch=self.scratch,
             slot_command=SLOT_COMMAND,
+            remotes=self.remotes,
         )
         self._task = asyncio.create_task(worker.run(self._stop))
 
     async def stop(self) -> None:
+        """In an orderly way; it can be started again."""
         self._stop.set()
         if self._task is not None:
             await self._task
+            self._task = None
         await self._inspector.close()
 
     def alive(self) -> bool:
@@ -73,7 +86,9 @@ class Workbench:
 
 
 @asynccontextmanager
-async def workbench(folder: Path, monkeypatch: pytest.MonkeyPatch, **given: object) -> AsyncIterator[Workbench]:
+async def workbench(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, *, remotes: Sequence[RemoteEngine] = (), **given: object
+) -> AsyncIterator[Workbench]:
     values = {"engine": "support.engines:PromptEngine", "lease_seconds": 1.0, "drain_seconds": 5.0} | given
     settings = Settings(data_dir=folder / "data", **values)  # type: ignore[arg-type]
     monkeypatch.setenv(CHILD_SETTINGS, encode_settings(settings))
@@ -85,7 +100,7 @@ async def workbench(folder: Path, monkeypatch: pytest.MonkeyPatch, **given: obje
     await store.open()
     scratch = folder / "scratch"
     scratch.mkdir()
-    bench = Workbench(settings, store, open_storage(settings), scratch)
+    bench = Workbench(settings, store, open_storage(settings), scratch, remotes)
     try:
         yield bench
     finally:

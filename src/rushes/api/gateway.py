@@ -85,9 +85,9 @@ class Gateway:
         model_id = head.path[len(_MODELS) :]
         body = await self._bodies.small(receive, head.length)
         if isinstance(body, bytes):
-            return await self._native.submit(caller, model_id, body, head.base_url)
+            return await self._native.submit(caller, model_id, body, head.base_url, head.hops)
         async with self._bodies.large(body) as whole:
-            return await self._native.submit(caller, model_id, whole, head.base_url)
+            return await self._native.submit(caller, model_id, whole, head.base_url, head.hops)
 
     async def _refuse(self, head: Head, send: Send, error: RushesError) -> None:
         """Answer with the error. Where an answer has begun it is too late: left unfinished, its connection is

@@ -39,7 +39,7 @@ def trace_of(given: bytes) -> bytes:
 class Head:
     """What we read from a request's line and headers, in one pass."""
 
-    __slots__ = ("authorization", "base_url", "key", "length", "method", "path", "status", "trace")
+    __slots__ = ("authorization", "base_url", "hops", "key", "length", "method", "path", "status", "trace")
 
     def __init__(self, scope: Scope, public_url: str) -> None:
         self.method: str = scope["method"]
@@ -47,6 +47,8 @@ class Head:
         self.path: str = scope["path"]
         self.authorization = b""
         self.length = -1
+        self.hops = 0
+        """How many servers have passed the request on to this one, for all that it says."""
         host = trace = b""
         for name, value in scope["headers"]:
             if name == b"authorization":
@@ -57,6 +59,8 @@ class Head:
                 self.length = int(value) if value.isdigit() and len(value) < 16 else -1
             elif name == b"x-request-id":
                 trace = value
+            elif name == b"x-rushes-hops":
+                self.hops = int(value) if value.isdigit() and len(value) < 4 else 0
         self.status = 0
         """Of the answer, from the moment at which it begins."""
         self.trace = trace_of(trace) if trace else new_trace()

@@ -37,8 +37,10 @@ class Native:
     def __init__(self, service: Service) -> None:
         self._service = service
 
-    async def submit(self, caller: Key, model_id: str, body: bytes, base_url: str) -> tuple[int, bytes]:
-        id_ = await self._service.submit(caller, model_id, body, base_url=base_url)
+    async def submit(
+        self, caller: Key, model_id: str, body: bytes, base_url: str, hops: int
+    ) -> tuple[int, bytes]:
+        id_ = await self._service.submit(caller, model_id, body, base_url=base_url, hops=hops)
         url = f"{base_url}/v1/requests/{id_}"
         answer = {
             "request_id": id_,
@@ -94,6 +96,9 @@ class Native:
             answer["finished_at"] = _iso(request.finished_at)
         if request.engine and request.state in ("running", "succeeded", "failed"):
             answer["engine"] = request.engine
+        engine_cost = _engine_cost(request)
+        if engine_cost is not None:
+            answer["engine_cost_usd"] = engine_cost
         if request.state == "succeeded":
             answer |= self._output(request, base_url)
         if request.failure is not None:
@@ -103,7 +108,8 @@ class Native:
                 if (value := getattr(request.failure, name)) is not None
             }
         if _flag(query, "include_cost"):
-            answer["cost"] = request.cost_usd or 0.0
+            price = request.cost_usd
+            answer["cost"] = price if price is not None else engine_cost or 0.0
         return 200, dumps(answer)
 
     def _output(self, request: Request, base_url: str) -> dict[str, Any]:
@@ -122,6 +128,12 @@ class Native:
     async def _cancel(self, caller: Key, id_: str) -> tuple[int, bytes]:
         outcome, view = await self._service.cancel(caller, id_)
         return 202, dumps({"request_id": id_, "status": STATUS[view.state], "outcome": outcome})
+
+
+def _engine_cost(request: Request) -> float | None:
+    """What a remote engine took for an ended request, in USD; None where none ran it, or none has told."""
+    task = request.remote_task
+    return task.cost_usd if task is not None and request.state in ("succeeded", "failed") else None
 
 
 def _described(file: Output, url: str) -> dict[str, Any]:

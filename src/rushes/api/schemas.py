@@ -69,7 +69,16 @@ def schemas() -> _Json:
                 "started_at": moment,
                 "finished_at": moment,
                 "engine": {"type": "string", "description": "What made the output."},
-                "cost": {"type": "number", "minimum": 0, "description": "US dollars."},
+                "engine_cost_usd": {
+                    "type": "number",
+                    "minimum": 0,
+                    "description": "What a remote engine took for it. Only where one ran it, and this is known.",
+                },
+                "cost": {
+                    "type": "number",
+                    "minimum": 0,
+                    "description": "US dollars, by the operator's price; without one, what the engine took.",
+                },
             },
             ["request_id", "status", "created_at"],
         ),

@@ -32,6 +32,7 @@ from rushes.requests.ids import AccountId, RequestId, is_request_id, new_request
 from rushes.requests.limits import RateLimiter
 from rushes.requests.record import Key, NewRequest, Output, Request, Source, StatusView, WorkerRecord
 from rushes.service.keys import key_hash
+from rushes.service.outlook import lane_of
 from rushes.service.sources import OUTPUT_ROUTE, Sources, upload_key
 from rushes.settings import Settings
 
@@ -124,7 +125,7 @@ class Service:
             raise RateLimited(retry_after=wait)
 
     async def submit(
-        self, caller: Key, model_id: str, body: bytes, *, base_url: str, priority: int = 0
+        self, caller: Key, model_id: str, body: bytes, *, base_url: str, priority: int = 0, hops: int = 0
     ) -> RequestId:
         """Validate and store. When this returns, the request survives whatever happens next.
 
@@ -144,7 +145,7 @@ class Service:
             sources = await self._resolve(id_, entry, valid.files, shown, caller.account, base_url)
             if shown != valid.input:
                 text = orjson.dumps(shown)
-        new = NewRequest(id_, caller.account, caller.id, model_id, text, sources, priority)
+        new = NewRequest(id_, caller.account, caller.id, model_id, text, sources, priority, hops)
         try:
             await self._store.submit(new, queue_limit=self._settings.queue_limit)
         except RushesError:
@@ -223,9 +224,13 @@ class Service:
             self._lanes = {}
             self._lanes_at = now
         if model not in self._lanes:
-            together = {m for worker in self._workers if model in worker.models for m in worker.models}
-            everything = {entry.model.id for entry in self._catalog.entries()}
-            self._lanes[model] = None if not together or together >= everything else sorted(together)
+            if any(model in remote.models for worker in self._workers for remote in worker.remotes) and not any(
+                model in worker.models for worker in self._workers
+            ):
+                self._lanes[model] = [model]
+            else:
+                everything = {entry.model.id for entry in self._catalog.entries()}
+                self._lanes[model] = lane_of(model, self._workers, everything)
         return self._lanes[model]
 
     # -- outputs ----------------------------------------------------------------------------------------

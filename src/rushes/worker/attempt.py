@@ -15,15 +15,15 @@ from rushes import log
 from rushes.catalog.load import Catalog
 from rushes.catalog.model import Model
 from rushes.catalog.roles import roles_of
-from rushes.catalog.samples import sample_path
 from rushes.engines.base import Job, Produced
 from rushes.errors import EngineError, NotFound, StoreUnavailable
 from rushes.media.storage import Storage
 from rushes.queue.base import Store
 from rushes.requests.ids import RequestId
-from rushes.requests.record import Failure, Lease, Progress, Source
+from rushes.requests.record import Failure, Lease, Progress
+from rushes.worker.inputs import input_path
 from rushes.worker.lease import Held, Leases
-from rushes.worker.outputs import cost_usd, output_prefix, store_outputs, until_written
+from rushes.worker.outputs import cost_usd, discard_outputs, log_end, store_outputs, until_written
 from rushes.worker.slot import ChildLost, Hand, Slot
 
 Deliver = Callable[[], Awaitable[None]]
@@ -165,7 +165,9 @@ class Attempts:
         output_dir.mkdir()
         request = lease.request
         values: dict[str, Any] = msgspec.json.decode(request.input)
-        files = {name: await self._file(source, folder) for name, source in request.sources.items()}
+        files = {
+            name: await input_path(self._storage, source, folder) for name, source in request.sources.items()
+        }
         roles = roles_of(model, values)
         roles |= {field.role: files[field.name] for field in model.inputs if field.name in files}
         return Job(
@@ -177,20 +179,6 @@ class Attempts:
             files=files,
             output_dir=output_dir,
         )
-
-    async def _file(self, source: Source, folder: Path) -> Path:
-        if source.kind == "sample":
-            path = sample_path(source.value)
-            if path is None:
-                raise NotFound
-            return path
-        assert source.key is not None
-        here = self._storage.local_path(source.key)
-        if here is not None:
-            return here
-        copy = folder / Path(source.key).name
-        await self._storage.download(source.key, copy)
-        return copy
 
     async def _deliver(
         self, held: Held, model: Model, produced: list[Produced], folder: Path, engine: str, began: float
@@ -212,34 +200,27 @@ class Attempts:
             cost = cost_usd(model, outputs)
             written = await until_written("outcome", lambda: self._store.succeed(lease, outputs, cost))
             if not written:
-                await self._discard(lease)
-            _log_end(lease, engine, "succeeded" if written else "discarded", seconds=time.monotonic() - began)
+                await discard_outputs(self._storage, lease)
+            log_end(lease, engine, "succeeded" if written else "discarded", seconds=time.monotonic() - began)
         finally:
             self._leases.drop(held)
             await _clear(folder, produced)
 
-    async def _discard(self, lease: Lease) -> None:
-        """The outcome belongs to somebody else: our files are in nobody's record."""
-        try:
-            await self._storage.delete_prefix(output_prefix(lease))
-        except StoreUnavailable as error:
-            log.event("stray outputs stay", request=lease.request.id, error=error.message)
-
     async def _fail(self, held: Held, failure: Failure, engine: str) -> None:
         lease = held.lease
         written = await until_written("failure", lambda: self._store.fail(lease, failure))
-        _log_end(lease, engine, "failed" if written else "discarded", code=failure.code)
+        log_end(lease, engine, "failed" if written else "discarded", code=failure.code)
 
     async def _give_back(self, held: Held, engine: str, code: str) -> None:
         lease = held.lease
         released = await until_written("release", lambda: self._store.release(lease))
-        _log_end(lease, engine, "given back" if released else "discarded", code=code)
+        log_end(lease, engine, "given back" if released else "discarded", code=code)
 
     async def _lose(self, held: Held, failure: Failure, engine: str) -> None:
         """The attempt gave no outcome through no fault of the request's: another one, up to the limit."""
         lease = held.lease
         state = await until_written("loss", lambda: self._store.lose(lease, failure, self._attempt_limit))
-        _log_end(lease, engine, state or "discarded", code=failure.code)
+        log_end(lease, engine, state or "discarded", code=failure.code)
 
 
 async def _clear(folder: Path, produced: Sequence[Produced] = ()) -> None:
@@ -255,15 +236,3 @@ async def _clear(folder: Path, produced: Sequence[Produced] = ()) -> None:
         folder.rmdir()
     except OSError:
         await asyncio.to_thread(shutil.rmtree, folder, ignore_errors=True)
-
-
-def _log_end(lease: Lease, engine: str, state: str, **fields: Any) -> None:
-    log.event(
-        "attempt ended",
-        request=lease.request.id,
-        model=lease.request.model,
-        engine=engine,
-        attempt=lease.request.attempt,
-        state=state,
-        **fields,
-    )

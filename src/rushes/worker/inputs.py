@@ -12,6 +12,7 @@ from typing import Final
 import msgspec
 
 from rushes import log
+from rushes.catalog.samples import sample_path
 from rushes.errors import MediaError, NotFound, StoreUnavailable
 from rushes.media.fetch import FetchPolicy, fetch
 from rushes.media.inspector import Inspector
@@ -29,6 +30,24 @@ _PAUSE: Final = 1.0
 def input_prefix(request_id: str) -> str:
     """Where a request's checked input files lie."""
     return f"inputs/{request_id}"
+
+
+async def input_path(storage: Storage, source: Source, folder: Path) -> Path:
+    """Where a file that is ready lies on this machine; what is stored elsewhere is copied into ``folder``. Raises
+    NotFound, StoreUnavailable.
+    """
+    if source.kind == "sample":
+        path = sample_path(source.value)
+        if path is None:
+            raise NotFound
+        return path
+    assert source.key is not None
+    here = storage.local_path(source.key)
+    if here is not None:
+        return here
+    copy = folder / Path(source.key).name
+    await storage.download(source.key, copy)
+    return copy
 
 
 class Intake:

@@ -15,6 +15,7 @@ from pathlib import Path
 
 from rushes import log
 from rushes.catalog.load import Catalog
+from rushes.engines.remote.base import RemoteEngine
 from rushes.errors import StoreUnavailable
 from rushes.media.fetch import policy_from
 from rushes.media.inspector import Inspector
@@ -24,9 +25,12 @@ from rushes.requests.ids import WorkerId, uuid7
 from rushes.requests.record import Lease, WorkerRecord
 from rushes.settings import Settings
 from rushes.worker.attempt import Attempts
+from rushes.worker.errand import Faults, Tools
 from rushes.worker.inputs import Intake
 from rushes.worker.lease import Leases, Reaper
+from rushes.worker.remotes import Remotes
 from rushes.worker.serving import DELIVERIES, RETRY_SECONDS, Room, Serving
+from rushes.worker.share import Share
 from rushes.worker.slot import Slot
 from rushes.worker.sweep import Sweeper
 from rushes.worker.warm import warm_models
@@ -45,6 +49,7 @@ class Worker:
         inspector: Inspector,
         scratch: Path,
         slot_command: Sequence[str],
+        remotes: Sequence[RemoteEngine] = (),
         owner: str = "",
     ) -> None:
         self._settings = settings
@@ -77,6 +82,8 @@ class Worker:
         )
         self._patterns = [pattern.strip() for pattern in settings.models.split(",") if pattern.strip()]
         self._models: tuple[str, ...] = ()
+        self._local: tuple[str, ...] = ()
+        """Those that the slots may take."""
         self._bells: list[asyncio.Event] = []
         self._warm: dict[str, tuple[str, ...]] = {}
         """What a ComfyUI is warm for after each model, as long as the catalog stays as it is."""
@@ -96,10 +103,27 @@ class Worker:
             for slot in self._slots
         ]
         self._started_at = time.time()
+        tools = Tools(
+            store=store,
+            storage=storage,
+            catalog=catalog,
+            leases=self._leases,
+            inspector=inspector,
+            policy=policy_from(settings),
+            scratch=scratch,
+            attempt_limit=settings.attempt_limit,
+            stopping=self._stopping,
+            faults=Faults(),
+        )
+        self._remotes = Remotes(
+            remotes, settings=settings, worker=self._id, tools=tools, models=lambda: self._models
+        )
+        self._share = Share(settings.engine, catalog)
 
     async def run(self, stop: asyncio.Event, ready: Callable[[], None] | None = None) -> None:
         """Work until ``stop`` is set, then drain. Returns when every lease is finished or given back."""
         self._read_models()
+        await self._look_around()
         unsubscribe = self._store.subscribe(self._ring)
         await self._store.join(self._record())
         log.event("worker joined", worker=self._id, slots=len(self._slots), models=len(self._models))
@@ -114,6 +138,8 @@ class Worker:
             )
         ]
         loops = [asyncio.create_task(serving.run()) for serving in self._servings]
+        if self._remotes:
+            loops.append(asyncio.create_task(self._remotes.run(self._bell())))
         if ready is not None:
             ready()
         stopped = asyncio.create_task(stop.wait())
@@ -126,6 +152,7 @@ class Worker:
             task.cancel()
         await asyncio.gather(*helpers, return_exceptions=True)
         await self._intake.close()
+        await self._remotes.close()
         await self._leave()
         if broken:
             await broken[0]
@@ -150,7 +177,7 @@ class Worker:
     async def _claim_now(self, slot: Slot, bell: asyncio.Event) -> Lease | None:
         claim = Claim(
             worker=self._id,
-            models=self._models if slot.models is None else _both(self._models, slot.models),
+            models=self._local if slot.models is None else _both(self._local, slot.models),
             warm=self._warm_for(slot),
             warm_age_bound=self._settings.warm_age_seconds,
             account_limit=self._settings.account_limit,
@@ -204,13 +231,14 @@ class Worker:
             owner=self._owner,
             wake_port=self._store.wake_port,
             started_at=self._started_at,
+            remotes=self._remotes.states(),
         )
 
     def _served(self) -> tuple[str, ...]:
         """The models that at least one slot can work on, for all that is known."""
         if not self._slots or any(slot.models is None for slot in self._slots):
-            return self._models
-        return _both(self._models, {id_ for slot in self._slots for id_ in slot.models or ()})
+            return self._local if self._slots or not self._remotes else ()
+        return _both(self._local, {id_ for slot in self._slots for id_ in slot.models or ()})
 
     def _read_models(self) -> bool:
         served = tuple(
@@ -223,17 +251,26 @@ class Worker:
         return changed
 
     async def _follow_catalog(self) -> None:
-        told = self._served()
+        told = (self._served(), self._remotes.states())
         while True:
             await asyncio.sleep(RETRY_SECONDS)
             if await asyncio.to_thread(self._catalog.refresh_if_due, time.monotonic()):
                 self._warm.clear()
                 if self._read_models():
                     self._ring()
-            if told != self._served():
-                with contextlib.suppress(StoreUnavailable):
+            with contextlib.suppress(StoreUnavailable):
+                await self._look_around()
+                now = (self._served(), self._remotes.states())
+                if told != now:
                     await self._store.join(self._record())
-                    told = self._served()
+                    told = now
+
+    async def _look_around(self) -> None:
+        """Which of the models the slots here may take, by the models' routes and by who else there is."""
+        if self._share.minds_others:
+            others = [worker for worker in await self._store.workers() if worker.id != self._id]
+            self._share.see(others, self._remotes.states())
+        self._local = tuple(id_ for id_ in self._models if self._share.may_take(id_))
 
     async def _drain(self, loops: list[asyncio.Task[None]]) -> None:
         self._stopping.set()
@@ -252,7 +289,7 @@ class Worker:
         await asyncio.gather(*(slot.stop(0.0 if late else 2.0) for slot in self._slots))
 
     def _working(self) -> list[asyncio.Task[None]]:
-        return [task for serving in self._servings for task in serving.working]
+        return [task for serving in self._servings for task in serving.working] + self._remotes.working
 
     async def _leave(self) -> None:
         try:

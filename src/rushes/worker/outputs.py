@@ -4,7 +4,7 @@ import asyncio
 import re
 from collections.abc import Awaitable, Callable, Sequence
 from pathlib import Path
-from typing import Final, TypeVar
+from typing import Any, Final, TypeVar
 
 from rushes import log
 from rushes.catalog.model import Model, Price
@@ -56,6 +56,14 @@ async def store_outputs(storage: Storage, lease: Lease, produced: Sequence[Produ
     return outputs
 
 
+async def discard_outputs(storage: Storage, lease: Lease) -> None:
+    """The outcome belongs to somebody else: our files are in nobody's record."""
+    try:
+        await storage.delete_prefix(output_prefix(lease))
+    except StoreUnavailable as error:
+        log.event("stray outputs stay", request=lease.request.id, error=error.message)
+
+
 async def _put(storage: Storage, key: str, file: Produced) -> int:
     """The file's size in bytes."""
     attempt = 0
@@ -97,3 +105,16 @@ async def until_written(what: str, write: Callable[[], Awaitable[T]]) -> T:
             log.event("outcome not written yet", what=what, error=error.message)
             await asyncio.sleep(delay)
             delay = min(delay * 2, 5.0)
+
+
+def log_end(lease: Lease, engine: str, state: str, **fields: Any) -> None:
+    """How an attempt ended, in the log."""
+    log.event(
+        "attempt ended",
+        request=lease.request.id,
+        model=lease.request.model,
+        engine=engine,
+        attempt=lease.request.attempt,
+        state=state,
+        **fields,
+    )

@@ -1,0 +1,136 @@
+"""When a remote is asked again, and when it is let alone."""
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from rushes.engines.remote.base import Trouble
+from rushes.worker.breaker import FAULTS, FIRST_PAUSE, LONGEST_PAUSE, MODEL_PAUSE, Breaker, Condition
+
+TROUBLES: tuple[Trouble, ...] = ("unreachable", "throttled", "fault", "key", "funds", "model")
+
+
+def broken(now: float = 0.0, times: int = FAULTS) -> Breaker:
+    breaker = Breaker()
+    for _ in range(times):
+        breaker.failed("unreachable", now, why="refused")
+    return breaker
+
+
+def test_a_new_one_is_ready() -> None:
+    breaker = Breaker()
+    assert breaker.ready(0.0)
+    assert Condition("ready") == breaker.condition(0.0)
+
+
+def test_one_fault_is_a_short_pause() -> None:
+    breaker = broken(times=1)
+    assert Condition("held", 1.0, "refused") == breaker.condition(0.0)
+    assert not breaker.ready(0.9)
+    assert breaker.ready(1.0)
+
+
+def test_three_in_a_row_open_it() -> None:
+    breaker = broken()
+    assert Condition("open", FIRST_PAUSE, "refused") == breaker.condition(0.0)
+    assert not breaker.ready(FIRST_PAUSE - 0.1)
+    assert breaker.ready(FIRST_PAUSE)
+
+
+def test_an_answer_in_between_starts_the_count_anew() -> None:
+    breaker = broken(times=2)
+    breaker.answered()
+    breaker.failed("fault", 10.0, why="500")
+    assert "held" == breaker.condition(10.0).state
+
+
+def test_an_answered_poll_does_not_close_what_refuses_submits() -> None:
+    breaker = broken()
+    breaker.answered()
+    assert "open" == breaker.condition(0.0).state
+
+
+def test_after_the_pause_one_request_is_let_through_alone() -> None:
+    breaker = broken()
+    breaker.begin()
+    assert not breaker.ready(FIRST_PAUSE)
+    assert "open" == breaker.condition(FIRST_PAUSE).state
+    breaker.accepted()
+    assert breaker.ready(FIRST_PAUSE)
+    assert "ready" == breaker.condition(FIRST_PAUSE).state
+
+
+def test_a_trial_that_fails_doubles_the_pause() -> None:
+    breaker = broken()
+    now, pauses = 0.0, []
+    for _ in range(8):
+        condition = breaker.condition(now)
+        assert condition.until is not None
+        pauses.append(condition.until - now)
+        now = condition.until
+        breaker.begin()
+        breaker.failed("fault", now, why="500")
+    assert [10, 20, 40, 80, 160, LONGEST_PAUSE, LONGEST_PAUSE, LONGEST_PAUSE] == pauses
+
+
+def test_a_trial_that_says_nothing_leaves_room_for_the_next() -> None:
+    breaker = broken()
+    breaker.begin()
+    breaker.ended()
+    assert breaker.ready(FIRST_PAUSE)
+
+
+@pytest.mark.parametrize("trouble", ["key", "funds"])
+def test_what_time_does_not_mend_opens_it_at_once(trouble: Trouble) -> None:
+    breaker = Breaker()
+    breaker.failed(trouble, 0.0, why="no")
+    assert Condition("open", FIRST_PAUSE, "no") == breaker.condition(0.0)
+
+
+def test_the_pause_that_a_remote_asks_for_is_kept() -> None:
+    breaker = Breaker()
+    breaker.failed("throttled", 100.0, why="slow down", retry_after=37.0)
+    assert Condition("held", 137.0, "slow down") == breaker.condition(100.0)
+    assert not breaker.ready(136.9)
+    assert breaker.ready(137.0)
+
+
+def test_a_short_answer_does_not_shorten_a_longer_pause() -> None:
+    breaker = Breaker()
+    breaker.failed("throttled", 0.0, why="long", retry_after=60.0)
+    breaker.failed("throttled", 1.0, why="short", retry_after=1.0)
+    assert not breaker.ready(59.0)
+
+
+def test_throttling_never_opens_it() -> None:
+    breaker = Breaker()
+    for second in range(20):
+        breaker.failed("throttled", float(second), why="slow down")
+    assert "held" == breaker.condition(19.0).state
+
+
+def test_a_model_that_is_not_known_there_leaves_the_others_alone() -> None:
+    breaker = Breaker()
+    breaker.failed("model", 0.0, why="no such model", model="a/b")
+    assert not breaker.ready(1.0, "a/b")
+    assert breaker.ready(1.0, "c/d")
+    assert Condition("held", MODEL_PAUSE, "no such model") == breaker.condition(1.0, "a/b")
+    assert breaker.ready(MODEL_PAUSE, "a/b")
+
+
+@given(
+    st.lists(
+        st.tuples(st.sampled_from([*TROUBLES, "accepted", "answered", "begin", "ended"]), st.floats(0, 1000)),
+        max_size=40,
+    )
+)
+def test_it_is_never_shut_for_good(events: list[tuple[str, float]]) -> None:
+    breaker, now = Breaker(), 0.0
+    for event, seconds in events:
+        now += seconds
+        if event in TROUBLES:
+            breaker.failed(event, now, why=event, model="a/b")  # type: ignore[arg-type]
+        else:
+            getattr(breaker, event)()
+    breaker.ended()  # whatever is on its way comes to an end
+    assert breaker.ready(now + max(LONGEST_PAUSE, MODEL_PAUSE), "a/b")
