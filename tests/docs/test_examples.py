@@ -193,15 +193,29 @@ def test_every_error_of_the_wire_is_in_the_table() -> None:
 def test_every_reason_to_refuse_a_file_is_in_the_table() -> None:
     lines = re.findall(r"^\| (`input_[a-z].*?) \|", (DOCS / "api.md").read_text(), re.MULTILINE)
     named = {word for line in lines for word in re.findall(r"input_\w+", line)}
-    assert in_source(r'(?:MediaError|Failure)\(\s*"(input_\w+)"') == named
+    assert in_source(r'(?:MediaError|Failure|__init__)\(\s*"(input_\w+)"') == named
 
 
 def test_every_way_to_fail_is_in_the_table() -> None:
     named = {word for row in rows("api.md", "When it failed") for word in re.findall(r"`(\w+)`", row[0])}
     kind = r'(?:"engine", |"unexpected", )?'
     raised = rf'(?:Failure|ChildLost|EngineError|Failed)\(\s*{kind}"(?!engine"|unexpected")(\w+)"'
-    # An input file that could not be kept sends its request back to the queue and is never an outcome.
-    assert named == in_source(raised, "worker") - {"inputs_lost", "input_gone"}
+    # An input file that could not be kept sends its request back to the queue and is never an outcome; what
+    # remotes do has a table of its own.
+    elsewhere = {
+        word for row in rows("api.md", "At a remote engine") for word in re.findall(r"`(\w+)`", row[0])
+    }
+    assert named == in_source(raised, "worker") - {"inputs_lost", "input_gone"} - elsewhere
+
+
+def test_every_way_to_fail_at_a_remote_is_in_the_table() -> None:
+    section = rows("api.md", "At a remote engine")
+    named = {word for row in section for word in re.findall(r"`(\w+)`", row[0])}
+    raised = r'(?:(?:RemoteRefused|_refusal|EngineError|Failure|__init__)\(\s*|\breason = )"(\w+)"'
+    errand = (ROOT / "src" / "rushes" / "worker" / "errand.py").read_text()
+    found = in_source(raised, "engines/remote") | set(re.findall(raised, errand))
+    # These stand in the tables before.
+    assert found - {"time_limit", "input_gone", "internal_error", "binding_failed"} == named
 
 
 def test_every_way_for_a_workflow_to_fail_is_in_the_table() -> None:
@@ -259,3 +273,44 @@ def test_the_manifest_of_the_page_is_a_model(tmp_path: Path) -> None:
     entry = catalog.get("studio/portrait")
     assert entry is not None
     entry.validator.validate(blocks("models.md", "json")[0].encode())
+
+
+# -- remotes.md -------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("text", blocks("remotes.md", "toml"), ids=lambda text: text.split("\n", 1)[0])
+def test_what_the_page_of_remotes_writes_is_read(text: str, tmp_path: Path) -> None:
+    """Keys by those who read keys, tables and routes as part of a model's manifest."""
+    from rushes.catalog.load import Catalog
+    from rushes.catalog.remotes import remote_table
+    from rushes.engines.remote.configured import configured
+    from rushes.settings import Settings
+
+    if "KEY" in text:
+        secrets = tmp_path / "secrets.toml"
+        secrets.write_text(text)
+        remotes = ("fal", "box=openai-video@http://10.0.0.5:8000/v1")
+        found = configured(Settings(remotes=remotes, secrets_file=secrets), {})
+        assert ["..."] * 2 == [remote.key.value for remote in found if remote.key is not None]
+        return
+    source = Catalog.load(None).get("community/wan-2-2/first-last-frame")
+    assert source is not None
+    assert source.model.folder is not None
+    manifest = (
+        (source.model.folder / "model.toml")
+        .read_text()
+        .partition("[engines.")[0]
+        .replace("graph =", "# graph =")
+    )
+    folder = tmp_path / "studio" / "clip"
+    folder.mkdir(parents=True)
+    (folder / "model.toml").write_text(f"{manifest}\n{text}")
+    shutil.copyfile(source.model.folder / "sample.json", folder / "sample.json")
+    catalog = Catalog.load(tmp_path)
+    assert [] == list(catalog.broken)
+    entry = catalog.get("studio/clip")
+    assert entry is not None
+    kinds = re.findall(r"^\[engines\.([\w-]+)\]", text, re.MULTILINE)
+    assert all(remote_table(entry.model, kind) is not None for kind in kinds)
+    assert text.count("[[routes]]") == len(entry.model.routes)
+    assert kinds or entry.model.routes

@@ -2,7 +2,9 @@
 
 import json
 import shlex
+import threading
 from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
@@ -127,14 +129,50 @@ def doctor(capfd: pytest.CaptureFixture[str]) -> tuple[int, dict[str, tuple[str,
 def test_doctor_names_the_cause_of_storage_trouble(
     here: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setenv("RUSHES_STORAGE_URL", "s3://bucket/films")
-    monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:9")
-    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
-        monkeypatch.setenv(name, "x")
+    s3_at(monkeypatch, "http://127.0.0.1:9", "s3://bucket/films-401-403-404")  # numbers that mean nothing
     status, found = doctor(capfd)
     state, text = found["storage"]
     assert (1, "bad") == (status, state)
-    assert "s3://bucket/films at http://127.0.0.1:9: Connection refused. Check that it is running" in text
+    place = "s3://bucket/films-401-403-404 at http://127.0.0.1:9"
+    assert f"{place}: Connection refused. Check that it is running" in text
+
+
+@pytest.mark.parametrize(
+    ("answer", "step"),
+    [
+        (401, "Check the AWS_* credentials"),
+        (403, "Check the AWS_* credentials"),
+        (404, "Create the bucket"),
+        (405, "Check RUSHES_STORAGE_URL and the storage's own log"),
+    ],
+)
+def test_doctor_says_what_to_do_about_a_storage_that_refuses(
+    here: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], answer: int, step: str
+) -> None:
+    class Refusing(BaseHTTPRequestHandler):
+        def do_PUT(self) -> None:
+            self.rfile.read(int(self.headers["Content-Length"]))
+            self.send_response(answer)
+            self.send_header("Content-Length", "0")
+            self.end_headers()
+
+        def log_message(self, *args: object) -> None:
+            pass
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Refusing) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        s3_at(monkeypatch, f"http://127.0.0.1:{server.server_port}", "s3://bucket/films")
+        status, found = doctor(capfd)
+        server.shutdown()
+    assert (1, "bad") == (status, found["storage"][0])
+    assert step in found["storage"][1]
+
+
+def s3_at(monkeypatch: pytest.MonkeyPatch, endpoint: str, storage: str) -> None:
+    monkeypatch.setenv("RUSHES_STORAGE_URL", storage)
+    monkeypatch.setenv("AWS_ENDPOINT_URL", endpoint)
+    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
+        monkeypatch.setenv(name, "x")
 
 
 def test_doctor_names_a_local_folder_that_takes_no_file(here: Path, capfd: pytest.CaptureFixture[str]) -> None:

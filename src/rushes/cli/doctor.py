@@ -35,7 +35,7 @@ def doctor(data_dir: Path | None, config: Path | None) -> int:
         return _tell(
             [*_python(), *_packages(), *(("bad", "setting", line) for line in error.message.split("\n"))]
         )
-    looks = (_directory, _store, _storage, _addresses, _catalog, _engine, _comfyui, _wan, _server)
+    looks = (_directory, _store, _storage, _addresses, _catalog, _engine, _comfyui, _wan, _remotes, _server)
     found = [*_python(), *_packages()]
     for look in looks:
         found += _careful(look, settings)
@@ -102,19 +102,21 @@ def _directory(settings: Settings) -> Iterator[Finding]:
 
 def _store(settings: Settings) -> Iterator[Finding]:
     from rushes.cli.options import with_store
+    from rushes.cli.remotes import told
     from rushes.queue.base import Store
+    from rushes.requests.record import WorkerRecord
 
     what = "PostgreSQL" if settings.database_url else "SQLite store"
     if not has_store(settings):
         yield "note", what, f"not made yet; {_MAKE}"
         return
 
-    async def look(store: Store) -> tuple[str, int, int]:
+    async def look(store: Store) -> tuple[str, int, list[WorkerRecord]]:
         await store.ping()
         counts = await store.counts()
         live = [key for key in await store.list_keys() if key.revoked_at is None]
         text = ", ".join(f"{count} {state}" for state, count in counts.items())
-        return text, len(live), len(await store.workers())
+        return text, len(live), await store.workers()
 
     text, live, workers = with_store(settings, look)
     yield "ok", what, f"{store_place(settings)}: {text}"
@@ -128,7 +130,7 @@ def _store(settings: Settings) -> Iterator[Finding]:
         )
     )
     yield (
-        ("ok", "workers", f"{workers} joined")
+        ("ok", "workers", f"{len(workers)} joined")
         if workers
         else (
             "note",
@@ -136,6 +138,7 @@ def _store(settings: Settings) -> Iterator[Finding]:
             "none joined; `rushes serve` or `rushes worker` starts one",
         )
     )
+    yield from told(workers)
 
 
 def _storage(settings: Settings) -> Iterator[Finding]:
@@ -167,6 +170,7 @@ def _storage_trouble(settings: Settings, error: StoreUnavailable) -> str:
 
 
 def _storage_step(settings: Settings, cause: str) -> str:
+    """By the words of the cause, never its digits: keys and times in it may have those of any status."""
     text = cause.lower()
     if not settings.storage_url:
         return "Make the folder writable and make room on its disk, or give another --data-dir"
@@ -174,9 +178,10 @@ def _storage_step(settings: Settings, cause: str) -> str:
     endpoint = {"s3": "AWS_ENDPOINT_URL", "az": "AZURE_STORAGE_ENDPOINT"}.get(
         settings.storage_url[:2], "the network"
     )
-    if any(word in text for word in ("403", "401", "forbidden", "denied", "signature", "credential", "imds")):
+    refused = ("unauthorized", "forbidden", "denied", "privileges", "signature", "credential", "imds")
+    if any(word in text for word in refused):
         return f"Check the {vendor}_* credentials and what they may do in this bucket"
-    if any(word in text for word in ("nosuchbucket", "nosuchcontainer", "404", "not found")):
+    if any(word in text for word in ("nosuchbucket", "nosuchcontainer", "not found")):
         return "Create the bucket, or mend RUSHES_STORAGE_URL"
     if any(word in text for word in ("connect", "dns", "timed out", "sending request")):
         return f"Check that it is running and reachable from here, and {endpoint}"
@@ -315,6 +320,13 @@ def _wan(settings: Settings) -> Iterator[Finding]:
         from rushes.cli.wan import findings
 
         yield from findings(settings)
+
+
+def _remotes(settings: Settings) -> Iterator[Finding]:
+    """Addresses, keys and models of remote engines."""
+    from rushes.cli.remotes import findings
+
+    yield from findings(settings)
 
 
 def _server(settings: Settings) -> Iterator[Finding]:

@@ -16,6 +16,7 @@ from rushes.cli.fetching import fetch
 from rushes.cli.importing import import_
 from rushes.cli.options import config_option, load
 from rushes.cli.outcome import connect, fail, server_options
+from rushes.cli.routing import route
 from rushes.client.errors import RushesClientError
 from rushes.client.sync import Client
 from rushes.errors import NotFound
@@ -26,7 +27,7 @@ PAGE = 200
 
 @click.group()
 def models() -> None:
-    """List, show, check and import models; fetch their weights.
+    """List, show, check and import models; fetch their weights; explain where their requests run.
 
     `list` and `show` look into the catalog of this machine; with --base-url, or where RUSHES_BASE_URL is
     set, they ask that server.
@@ -87,6 +88,7 @@ def show(
 models.add_command(check)
 models.add_command(import_)
 models.add_command(fetch)
+models.add_command(route)
 
 
 def _asks_server(base_url: str | None) -> bool:

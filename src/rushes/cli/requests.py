@@ -57,11 +57,12 @@ def list_(
             request.engine or "",
             _moment(request.created_at),
             "" if (seconds := duration_seconds(request)) is None else f"{seconds:.1f}",
+            "" if (task := request.remote_task) is None or task.cost_usd is None else f"{task.cost_usd:g}",
             request.failure.code if request.failure else "",
         )
         for request in found
     ]
-    table(("id", "model", "state", "attempt", "engine", "created", "seconds", "error"), rows)
+    table(("id", "model", "state", "attempt", "engine", "created", "seconds", "usd", "error"), rows)
     click.echo(", ".join(f"{count} {name}" for name, count in counts.items()))
 
 
@@ -70,7 +71,11 @@ def list_(
 @data_dir_option
 @config_option
 def show(request_id: str, data_dir: Path | None, config: Path | None) -> None:
-    """Show everything that is known of one request, as JSON."""
+    """Show everything that is known of one request, as JSON.
+
+    `remote_task` is there where a remote engine has it: the remote's name, whether it has taken the request
+    (`phase`), its own id (in `handle`) and what it took (`cost_usd`).
+    """
 
     async def read(store: Store) -> Request | None:
         return await store.get(RequestId(request_id))

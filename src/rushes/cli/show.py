@@ -191,11 +191,19 @@ class Watch:
         print(f"[{seconds:6.1f} s] {self._labels[row]}: {text}", file=self._file, flush=True)
 
 
-def engine_note(engine: str | None) -> str:
-    """What made the outputs, in words; the draft engine is never passed off as a generation."""
+def engine_note(engine: str | None, cost_usd: float | None = None) -> str:
+    """What made the outputs, in words, and what it took for them; the draft engine is never passed off as a
+    generation.
+    """
     if engine == "draft":
         return "made by the draft engine: a draft for testing, not a generation"
-    return f"made by the engine {clean(engine)}" if engine else ""
+    took = "" if cost_usd is None else f", which took {dollars(cost_usd)}"
+    return f"made by the engine {clean(engine)}{took}" if engine else ""
+
+
+def dollars(usd: float) -> str:
+    """An amount in US dollars, with as many digits as small prices need."""
+    return f"${usd:,.2f}" if round(usd, 2) == round(usd, 6) else f"${usd:,.6f}".rstrip("0")
 
 
 def as_json(value: Mapping[str, Any]) -> str:
