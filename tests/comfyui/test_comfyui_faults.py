@@ -9,11 +9,11 @@ from PIL import Image
 
 from rushes.engines.comfyui.engine import ComfyUIEngine
 from rushes.errors import EngineError
-from support.comfyui import Comfy, free_port
+from support.comfyui import Comfy
 from support.comfyui_models import Models, Work, file_field, make_job, slow_model
 from support.comfyui_transcripts import node, save
 from support.comfyui_wire import Wire
-from support.server import eventually
+from support.server import eventually, free_port
 
 LONG = {"2_seconds": 60.0, "2_steps": 3000}
 

@@ -30,7 +30,8 @@ from rushes.engines.comfyui.catalogue import (
 from rushes.errors import EngineError, ManifestError, NotFound, SettingsError
 from rushes.settings import Settings
 from rushes.wiring import DATABASE
-from support.comfyui import Comfy, free_port, kinds
+from support.comfyui import Comfy, kinds
+from support.server import free_port
 
 FLF = "community/wan-2-2/first-last-frame"
 GRAPH = {

@@ -12,7 +12,7 @@ from aiohttp import ClientWebSocketResponse, WSMsgType, web
 
 from rushes.engines.comfyui.events import Events, ImageType
 from rushes.engines.comfyui.server import Server
-from support.comfyui import free_port
+from support.server import free_port
 
 
 class Told:

@@ -13,7 +13,8 @@ import pytest
 from aiohttp import web
 
 from rushes.engines.comfyui.server import Queued, Refusal, Rejected, Server, Unreachable, read_json
-from support.comfyui import Comfy, free_port, kinds
+from support.comfyui import Comfy, kinds
+from support.server import free_port
 
 IMAGE: dict[str, Any] = {
     "1": {"class_type": "EmptyImage", "inputs": {"width": 16, "height": 8, "batch_size": 1, "color": 0}},

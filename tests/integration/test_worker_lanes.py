@@ -401,6 +401,7 @@ async def test_an_engine_that_cannot_go_on_is_replaced_when_the_other_job_has_en
         await at.reached("a", "b")
         pids = children()
         at.open("a")
+        await at.until((at.folder / "a2.gone").exists)
         await at.showing(b, "soon")
         at.open("a2", "b")
         records = [await at.ended(id_) for id_ in (a, b)]

@@ -16,7 +16,7 @@ from typing import Any
 
 import httpx
 
-from support.server import eventually
+from support.server import eventually, free_port
 
 TESTS = Path(__file__).parent.parent
 START_SECONDS = 90.0
@@ -36,12 +36,6 @@ def real_python(folder: Path) -> str:
 
 def kinds() -> list[str]:
     return ["stub", "real"] if real_dir() else ["stub"]
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 class Comfy:

@@ -6,7 +6,7 @@ import threading
 from collections.abc import Coroutine
 from typing import Any
 
-from support.comfyui import free_port
+from support.server import free_port
 
 HOST = "127.0.0.2"
 

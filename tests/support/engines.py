@@ -100,8 +100,8 @@ class OverlappingEngine:
     - ``wait NAME``: makes the file ``NAME.here`` in RUSHES_TEST_GATES and waits for ``NAME`` there.
     - ``deaf``: from here on no abort is heard.
     - ``preview``: leaves a preview and reports.
-    - ``unbegun NAME``, ``replace NAME``: until there is such a file, end without having begun; with ``replace``
-      the engine cannot go on either.
+    - ``unbegun NAME``, ``replace NAME``: until there is such a file, make ``NAME.gone`` and end without having
+      begun; with ``replace`` the engine cannot go on either.
     - ``fail``, ``crash``, ``exit``.
     """
 
@@ -164,7 +164,9 @@ class OverlappingEngine:
                     (job.output_dir.parent / "preview.png").write_bytes(png(4, 4))
                     report(Progress(stage="previewed"))
                 case "unbegun" | "replace":
-                    if not _gate(next(words)).exists():
+                    gate = _gate(next(words))
+                    if not gate.exists():
+                        gate.with_suffix(".gone").touch()
                         text = "Not begun."
                         raise EngineError("gone", text, retryable=True, began=False, replace=word == "replace")
                 case "fail":

@@ -25,6 +25,8 @@ from starlette.requests import Request
 from starlette.responses import Response, StreamingResponse
 from starlette.routing import Route
 
+from support.server import free_port
+
 ACCESS_KEY, SECRET_KEY = "rushes-test-access", "rushes-test-secret"
 _HOP_BY_HOP = {b"connection", b"keep-alive", b"transfer-encoding"}
 
@@ -44,12 +46,6 @@ class S3Server:
             "AWS_SECRET_ACCESS_KEY": SECRET_KEY,
             "AWS_REGION": "us-east-1",
         }
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 def _rclone() -> str:
@@ -111,7 +107,7 @@ def _wait_for(port: int, alive: "subprocess.Popen[bytes] | threading.Thread") ->
 def serve_s3(folder: Path, bucket: str = "rushes") -> Iterator[S3Server]:
     """Run the server over ``folder`` until the block ends."""
     (folder / bucket).mkdir(parents=True, exist_ok=True)
-    port, front_port = _free_port(), _free_port()
+    port, front_port = free_port(), free_port()
     config = folder / "rclone.conf"
     config.touch()
     process = subprocess.Popen(

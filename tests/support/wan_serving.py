@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any, Final, NamedTuple
 
 import av
-import httpx
 from PIL import Image
 
 from rushes.catalog.load import BUILTIN, load_model
@@ -100,17 +99,12 @@ class WanServer(Server):
     def wait(self) -> None:
         """Until it answers, after :meth:`spawn`."""
         eventually(self._ready, 60, "the server is ready")
-        self.key = self.key or self.command("keys", "create", "--name", "test").strip()
+        self.take_key()
 
     def end(self) -> None:
         """By force, where it runs yet."""
         if self.process is not None and self.process.poll() is None:
             self.kill_everything()
-
-    def client(self, key: str | None = None) -> httpx.Client:
-        """Without a look at certificates, of which there are none: it takes longer than most calls."""
-        headers = {"Authorization": f"Bearer {key or self.key}"}
-        return httpx.Client(base_url=self.url, headers=headers, timeout=30, verify=False)
 
     # -- asking ----------------------------------------------------------------------------------------
     def ask(self, model: str, **values: Any) -> str:
