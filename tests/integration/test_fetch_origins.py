@@ -2,6 +2,8 @@
 
 import base64
 import io
+import os
+from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
@@ -13,6 +15,7 @@ from rushes.engines.remote.outputs import MAX_BYTES, OutputNotFetched, conform, 
 from rushes.errors import MediaError, StoreUnavailable
 from rushes.media.fetch import FetchPolicy, check_url, fetch, origin_of
 from rushes.media.inspect import check_image
+from rushes.media.inspector import Inspector
 from support.fetching import HERE, PNG, refusal, resolves_to
 from support.https_server import Asked, Handler, Host, Write, answer, serve, write_authority
 from support.remote_stub import movie, picture
@@ -251,26 +254,36 @@ async def test_an_output_of_another_kind(dest: Path) -> None:
 
 async def test_an_output_may_be_larger_than_an_input(dest: Path) -> None:
     policy = FetchPolicy(max_bytes={"image": 10, "video": 10})
+    async with serve(answer(PNG), tls=False) as host:
+        found = await fetch_output(
+            RemoteFile(f"http://127.0.0.1:{host.port}/"),
+            dest,
+            engine_origin=f"http://127.0.0.1:{host.port}",
+            headers={},
+            policy=policy,
+        )
 
-    async def endless(_: Asked, write: Write) -> None:
-        await write(b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n" % (MAX_BYTES + 1))
+    assert found.size == len(PNG)
 
-    async with serve(answer(PNG), tls=False) as host, serve(endless, tls=False) as other:
-        for place, file in ((host, "fits"), (other, "does not")):
-            found = fetch_output(
-                RemoteFile(f"http://127.0.0.1:{place.port}/"),
-                dest.with_name(file),
-                engine_origin=f"http://127.0.0.1:{place.port}",
-                headers={},
-                policy=policy,
-            )
-            if place is host:
-                assert (await found).size == len(PNG)
-                continue
+
+@pytest.mark.parametrize(
+    ("media", "most"), [("image", 200_000_000), ("video", 2_000_000_000), (None, 2_000_000_000)]
+)
+async def test_an_output_has_a_largest_size_by_its_kind(dest: Path, media: str | None, most: int) -> None:
+    sizes = [most, most + 1]
+
+    async def declare(_: Asked, write: Write) -> None:
+        await write(b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n" % sizes.pop(0))
+
+    causes = []
+    async with serve(declare, tls=False) as host:
+        for _ in range(2):
             with pytest.raises(OutputNotFetched) as caught:
-                await found
+                await output(host, dest, media=media)
+            causes.append(caught.value.cause)
 
-    assert caught.value.cause == "input_too_large"
+    assert ["input_incomplete", "input_too_large"] == causes
+    assert {"image": 200_000_000, "video": 2_000_000_000} == MAX_BYTES
 
 
 async def test_an_output_at_a_private_address_elsewhere_is_refused(dest: Path) -> None:
@@ -313,49 +326,49 @@ async def test_a_file_that_came_with_the_answer(tmp_path: Path, dest: Path) -> N
         assert cause == caught.value.cause
     with pytest.raises(StoreUnavailable):
         await given(tmp_path / "gone")
+    for content, most in ((PNG, 200_000_000), (movie(), 2_000_000_000)):
+        large = tmp_path / "large"
+        large.write_bytes(content)
+        os.truncate(large, most)  # a hole: it takes no room
+        assert most == (await given(large)).size  # type: ignore[attr-defined]
+        os.truncate(large, most + 1)
+        with pytest.raises(OutputNotFetched) as caught:
+            await given(large)
+        assert "input_too_large" == caught.value.cause
 
 
 # -- sizes ----------------------------------------------------------------------------------------------------
-@pytest.mark.parametrize("size", [(48, 48), (64, 36), (36, 64), (128, 96), (65, 48)])
-async def test_a_picture_is_brought_to_exactly_a_size(tmp_path: Path, size: tuple[int, int]) -> None:
+@pytest.fixture
+async def inspector() -> AsyncIterator[Inspector]:
+    inspector = Inspector()
+    yield inspector
+    await inspector.close()
+
+
+@pytest.mark.parametrize("size", [(48, 48), (64, 36), (36, 64), (128, 96), (65, 48), (64, 48)])
+async def test_a_picture_is_brought_to_exactly_a_size(
+    inspector: Inspector, tmp_path: Path, size: tuple[int, int]
+) -> None:
     path = tmp_path / "p"
     path.write_bytes(picture(64, 48, kind="JPEG"))
 
-    await conform(path, size)
+    made = await conform(inspector, path, size)
 
-    info = check_image(path, 1_000_000)
+    info = check_image(made, 1_000_000)
     assert (*size, "image/png") == (info.width, info.height, info.content_type)
-    assert [path] == list(tmp_path.iterdir())
+    assert {path, made} == set(tmp_path.iterdir())
+    assert path.read_bytes() == picture(64, 48, kind="JPEG")
+    assert inspector.pid is not None  # it was decoded there and not here
 
 
-async def test_what_is_cropped_is_the_rim_on_both_sides(tmp_path: Path) -> None:
-    path = tmp_path / "p"
-    striped = Image.new("RGB", (120, 40), (0, 0, 255))
-    striped.paste((255, 255, 255), (40, 0, 80, 40))
-    striped.save(path, "PNG")
-
-    await conform(path, (20, 20))
-
-    with Image.open(path) as made:
-        darkest = [low for low, _ in made.crop((1, 0, 19, 20)).getextrema()]
-    assert min(darkest) > 250
-
-
-async def test_a_picture_of_its_size_stays_as_it_is(tmp_path: Path) -> None:
-    path = tmp_path / "p"
-    path.write_bytes(picture(64, 48))
-
-    await conform(path, (64, 48))
-
-    assert path.read_bytes() == picture(64, 48)
-
-
-async def test_a_broken_picture_is_an_error_and_leaves_nothing_behind(tmp_path: Path) -> None:
+async def test_a_broken_picture_is_an_error_and_leaves_nothing_behind(
+    inspector: Inspector, tmp_path: Path
+) -> None:
     path = tmp_path / "p"
     path.write_bytes(picture(64, 48)[:100])
 
     with pytest.raises(MediaError):
-        await conform(path, (32, 32))
+        await conform(inspector, path, (32, 32))
 
     assert [path] == list(tmp_path.iterdir())
 

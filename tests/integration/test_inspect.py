@@ -11,7 +11,7 @@ import av
 import numpy as np
 import psutil
 import pytest
-from PIL import Image, ImageCms, ImageOps
+from PIL import Image, ImageCms, ImageDraw, ImageOps
 
 from rushes.errors import MediaError
 from rushes.media.inspect import ImageInfo, check_image, check_video, normalise_image
@@ -240,6 +240,77 @@ def test_embedded_profile_is_applied_and_left_out(tmp_path: Path, profile: bytes
     assert (shown, shown, shown) == pytest.approx(tuple(pixels(tmp_path / "out.png")[0, 0]), abs=1)
     with Image.open(tmp_path / "out.png") as written:
         assert "icc_profile" not in written.info
+
+
+# -- to a size ------------------------------------------------------------------------------------------------
+@pytest.mark.parametrize("size", [(48, 48), (96, 64), (24, 16), (31, 90), (200, 7), (48, 32), (1, 1)])
+@pytest.mark.parametrize("format_", FORMATS)
+def test_an_image_is_brought_to_exactly_a_size(tmp_path: Path, format_: str, size: tuple[int, int]) -> None:
+    src = saved(scene(), tmp_path / "src", format_)
+
+    assert ImageInfo(*size, "image/png") == normalise_image(src, tmp_path / "out.png", LIMIT, size)
+    assert size == pixels(tmp_path / "out.png").shape[1::-1]
+
+
+def test_an_image_of_its_size_is_not_resampled(tmp_path: Path) -> None:
+    src = saved(noisy(), tmp_path / "src", "png")
+    normalise_image(src, tmp_path / "out.png", LIMIT, (160, 120))
+
+    assert np.array_equal(np.asarray(noisy()), pixels(tmp_path / "out.png"))
+
+
+def test_what_is_cropped_for_a_size_is_the_rim_on_both_sides(tmp_path: Path) -> None:
+    for turned in (False, True):
+        striped = Image.new("RGB", (120, 40), (0, 0, 255))
+        striped.paste((255, 255, 255), (40, 0, 80, 40))
+        src = saved(
+            striped.transpose(Image.Transpose.ROTATE_90) if turned else striped, tmp_path / "src", "png"
+        )
+        normalise_image(src, tmp_path / "out.png", LIMIT, (20, 20))
+        made = pixels(tmp_path / "out.png")
+
+        assert (made[1:19] if turned else made[:, 1:19]).min() > 250
+
+
+def test_an_image_keeps_its_proportions_at_a_size(tmp_path: Path) -> None:
+    disc = Image.new("RGB", (300, 200))
+    ImageDraw.Draw(disc).ellipse((100, 50, 199, 149), "white")
+    normalise_image(saved(disc, tmp_path / "src", "png"), tmp_path / "out.png", LIMIT, (100, 100))
+    white = pixels(tmp_path / "out.png")[..., 0] > 127
+
+    assert (50, 50) == pytest.approx((white.any(0).sum(), white.any(1).sum()), abs=1)
+
+
+def test_an_image_is_turned_upright_before_it_is_brought_to_a_size(tmp_path: Path) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = 6  # shown turned by a quarter clockwise: the red corner is then the right upper one
+    src = saved(scene(), tmp_path / "src", "png", exif=exif)
+    normalise_image(src, tmp_path / "out.png", LIMIT, (16, 24))
+    made = pixels(tmp_path / "out.png")
+
+    assert ([255, 0, 0], [0, 0, 255]) == (made[4, 12].tolist(), made[4, 4].tolist())
+
+
+@pytest.mark.parametrize("size", [None, (32, 32), (64, 64)])
+def test_transparency_is_white_and_deep_grey_is_grey_at_any_size(
+    tmp_path: Path, size: tuple[int, int] | None
+) -> None:
+    for made, shown in (
+        (Image.new("RGBA", (64, 64), (0, 0, 0, 0)), 255),
+        (Image.new("LA", (64, 64), (0, 0)), 255),
+        (Image.new("LA", (64, 64), (0, 255)), 0),
+        (Image.fromarray(np.full((64, 64), 20000, np.uint16)), 78),
+    ):
+        normalise_image(saved(made, tmp_path / "src", "png"), tmp_path / "out.png", LIMIT, size)
+        assert (shown, shown) == (pixels(tmp_path / "out.png").min(), pixels(tmp_path / "out.png").max())
+
+
+def test_a_profile_is_applied_before_an_image_is_brought_to_a_size(tmp_path: Path) -> None:
+    grey = Image.new("RGB", (8, 8), (128, 128, 128))
+    src = saved(grey, tmp_path / "src", "png", icc_profile=linear_profile())
+    normalise_image(src, tmp_path / "out.png", LIMIT, (4, 4))
+
+    assert (188, 188, 188) == pytest.approx(tuple(pixels(tmp_path / "out.png")[0, 0]), abs=1)
 
 
 @pytest.mark.parametrize("format_", ["gif", "webp", "png", "avif"])

@@ -73,6 +73,23 @@ async def test_child_checks_and_normalises(inspector: Inspector, tmp_path: Path)
     assert child == inspector.pid
 
 
+async def test_child_brings_images_to_a_size(inspector: Inspector, tmp_path: Path) -> None:
+    image = picture(tmp_path / "i", "jpeg")
+    made = tmp_path / "o.png"
+
+    assert ImageInfo(20, 30, "image/png") == await inspector.normalise(image, made, "image", size=(20, 30))
+    with Image.open(made) as out:
+        assert ("PNG", "RGB", (20, 30)) == (out.format, out.mode, out.size)
+
+
+async def test_a_size_that_takes_too_much_is_refused(inspector: Inspector, tmp_path: Path) -> None:
+    with pytest.raises(MediaError) as caught:
+        await inspector.normalise(picture(tmp_path / "i"), tmp_path / "o.png", "image", size=(10_001, 10_000))
+
+    assert caught.value.reason == "input_too_many_pixels"
+    assert not (tmp_path / "o.png").exists()
+
+
 async def test_refusals_come_through_with_their_reason(inspector: Inspector, tmp_path: Path) -> None:
     bad = tmp_path / "bad"
     bad.write_bytes(b"<html>")

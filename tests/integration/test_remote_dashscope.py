@@ -11,9 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from rushes.engines.remote.base import (
-    Underway,
-)
+from rushes.engines.remote.base import RemoteRefused, Underway
 from rushes.engines.remote.dashscope import (
     _OF_OLDER_WAN,
     _OF_WAN_2_5,
@@ -210,7 +208,10 @@ async def test_a_video_from_one_picture_by_mapping(
         "img_url": "start_image",
         "parameters": {"duration": "5 if frames < 100 else 10"},
     }
-    model = with_table(FRAMES, model=I2V, input=mapping, parameters={"resolution": "480P", "audio": False})
+    name = field_of(FRAMES, "end_image")
+    one = msgspec.structs.replace(FRAMES, inputs=tuple(field for field in FRAMES.inputs if field.name != name))
+    model = with_table(one, model=I2V, input=mapping, parameters={"resolution": "480P", "audio": False})
+    del frames[name]
 
     await submitted(engine, job_for(tmp_path, model, frames))
 
@@ -250,3 +251,59 @@ async def test_a_picture_that_is_too_large_there_is_made_smaller(
     [call] = stub.calls("POST", "video-synthesis$")
     assert sent_picture(call.json["input"]["first_frame_url"]).size == (2000, 1000)
     assert len(call.json["input"]["first_frame_url"]) < 10_000_000
+
+
+@pytest.mark.parametrize("role", ["end_image", "reference_image", "source_video"])
+@pytest.mark.parametrize("mapping", [{}, {"prompt": "prompt", "img_url": "start_image"}], ids=["", "mapped"])
+async def test_a_file_that_would_be_left_out_is_refused(
+    engine: DashScopeEngine,
+    stub: DashScopeStub,
+    tmp_path: Path,
+    frames: dict[str, Path],
+    mapping: dict[str, str],
+    role: str,
+) -> None:
+    inputs = tuple(
+        msgspec.structs.replace(field, role=role) if field.role == "end_image" else field
+        for field in FRAMES.inputs
+    )
+    name = field_of(FRAMES, "end_image")
+    model = msgspec.structs.replace(FRAMES, inputs=inputs, required=("prompt",))
+    job = job_for(tmp_path, with_table(model, model=I2V, input=mapping), frames)
+
+    with pytest.raises(RemoteRefused) as caught:
+        await engine.submit(job)
+
+    assert ("remote_refused", name, False) == (caught.value.reason, caught.value.field, caught.value.billed)
+    assert f"no {role.replace('_', ' ')}: leave {name} out" in caught.value.message
+    assert "[engines.dashscope.input]" in caught.value.message
+    assert [] == stub.seen
+    table = mapping | {"prompt": "prompt", "img_url": "start_image", "parameters": {"other_url": [role]}}
+    await submitted(engine, job_for(tmp_path, with_table(model, model=I2V, input=table), frames))
+    [call] = stub.calls("POST", "video-synthesis$")
+    assert sent_picture(call.json["parameters"]["other_url"][0]).size == (641, 360)
+
+
+async def test_a_picture_for_a_model_of_texts_is_refused(
+    engine: DashScopeEngine, stub: DashScopeStub, tmp_path: Path, frames: dict[str, Path]
+) -> None:
+    del frames[field_of(FRAMES, "end_image")]
+    job = job_for(tmp_path, with_table(FRAMES, model=T2V), frames)
+
+    with pytest.raises(RemoteRefused, match="no start image: map it") as caught:
+        await engine.submit(job)  # the model of ours cannot do without: nobody is told to leave it out
+
+    assert field_of(FRAMES, "start_image") == caught.value.field
+    assert [] == stub.seen
+
+
+async def test_a_picture_alone_goes_to_a_model_that_takes_one(
+    engine: DashScopeEngine, stub: DashScopeStub, tmp_path: Path, frames: dict[str, Path]
+) -> None:
+    del frames[field_of(FRAMES, "end_image")]
+
+    await submitted(engine, job_for(tmp_path, with_table(FRAMES, model=I2V), frames))
+
+    [call] = stub.calls("POST", "video-generation/video-synthesis$")
+    assert {"prompt", "img_url"} <= set(call.json["input"])
+    assert sent_picture(call.json["input"]["img_url"]).size == (640, 360)

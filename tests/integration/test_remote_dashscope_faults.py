@@ -61,7 +61,7 @@ def said(code: str, message: str = "these are its words") -> dict[str, str]:
         (403, said("AllocationQuota.FreeTierOnly"), {}, "funds"),
         (500, said("InternalError"), {}, "fault"),
         (503, said("ModelServingError"), {}, "fault"),
-        (503, HTML, {}, "fault"),
+        (503, HTML, {"Retry-After": "7"}, "fault"),
         (307, "", {"Location": "https://elsewhere.example/"}, "fault"),
     ],
 )
@@ -97,6 +97,16 @@ async def test_nothing_was_taken(
         Fault(200, HTML),
         Fault(200, {"request_id": "7574ee8f"}),
         Fault(200, {"output": {"task_status": "PENDING"}}),
+        Fault(200, {"output": {"task_id": "a b"}}),
+        Fault(200, {"output": {"task_id": ".."}}),
+        Fault(200, {"output": {"task_id": "x" * 201}}),
+        Fault(200, {"output": {"task_id": 7}}),
+        Fault(200, {"output": {"task_id": ""}} | said("Throttling")),
+        Fault(200, said("SomethingNew")),
+        Fault(200, said("InternalError.Timeout")),
+        Fault(503, HTML),
+        Fault(504, said("Throttling")),
+        Fault(502, said("DataInspectionFailed")),
         Fault(cut=20),
     ],
     ids=str,
@@ -110,6 +120,69 @@ async def test_nobody_knows_whether_it_was_taken(
         await engine.submit(job_for(tmp_path))
 
     assert len(stub.calls("POST", "synthesis")) == 1
+
+
+def gateway(status: int) -> list[Any]:
+    """What stands in front of an API says with this status: a page, an object with words alone, Cloudflare's."""
+    return [
+        HTML,
+        {"message": "Service Unavailable"},
+        {"type": f"https://developers.cloudflare.com/error-{status}/", "title": "Error", "error_code": status}
+        | {"status": status, "cloudflare_error": True, "retryable": True, "retry_after": 120},
+    ]
+
+
+@pytest.mark.parametrize(
+    ("status", "body"),
+    [(status, body) for status in (500, 502, 503, 504, 520, 524) for body in gateway(status)],
+)
+async def test_a_task_that_was_taken_behind_a_gateways_error_is_not_sent_again(
+    engine: DashScopeEngine, stub: DashScopeStub, tmp_path: Path, status: int, body: Any
+) -> None:
+    headers = {} if isinstance(body, str) else {"Retry-After": "120"}
+    stub.fail("POST", "synthesis", Fault(status, body, headers, after=True))
+
+    with pytest.raises(SubmitUnknown):
+        await engine.submit(job_for(tmp_path))
+
+    assert len(stub.jobs) == 1
+
+
+@pytest.mark.parametrize("status", [502, 504, 520, 524])
+async def test_a_gateways_status_outweighs_any_code(
+    engine: DashScopeEngine, stub: DashScopeStub, tmp_path: Path, status: int
+) -> None:
+    stub.fail("POST", "synthesis", Fault(status, said("InternalError"), after=True))
+
+    with pytest.raises(SubmitUnknown):
+        await engine.submit(job_for(tmp_path))
+
+    assert len(stub.jobs) == 1
+
+
+@pytest.mark.parametrize(
+    ("code", "outcome"),
+    [
+        ("Throttling.RateQuota", "throttled"),
+        ("Arrearage", "funds"),
+        ("InvalidApiKey", "key"),
+        ("ModelNotFound", "model"),
+        ("InternalError", "fault"),
+        ("InvalidParameter", "remote_refused"),
+        ("DataInspectionFailed", "content_refused"),
+    ],
+)
+async def test_a_code_counts_though_the_status_says_that_all_is_well(
+    engine: DashScopeEngine, stub: DashScopeStub, tmp_path: Path, code: str, outcome: str
+) -> None:
+    stub.fail("POST", "synthesis", Fault(200, said(code)))
+
+    with pytest.raises((RemoteUnavailable, RemoteRefused)) as caught:
+        await engine.submit(job_for(tmp_path))
+
+    error = caught.value
+    assert outcome == (error.trouble if isinstance(error, RemoteUnavailable) else error.reason)
+    assert "these are its words" in str(error)
 
 
 async def test_no_connection_is_nothing_taken(tmp_path: Path) -> None:
@@ -207,7 +280,9 @@ async def test_a_success_without_a_picture_is_none(
 ) -> None:
     stub.odd_output = output
 
-    assert (await refusal(engine, job_for(tmp_path))).reason == reason
+    error = await refusal(engine, job_for(tmp_path))
+
+    assert (reason, True) == (error.reason, error.billed)  # it may have been charged for
 
 
 async def test_of_a_partial_success_the_pictures_are_taken(
@@ -220,6 +295,33 @@ async def test_of_a_partial_success_the_pictures_are_taken(
     outcome = await finished(engine, await submitted(engine, job), job)
 
     assert [url] == [file.url for file in outcome.files]
+
+
+async def test_of_very_many_addresses_a_few_are_taken(
+    engine: DashScopeEngine, stub: DashScopeStub, tmp_path: Path
+) -> None:
+    stub.odd_output = {"results": [{"url": f"{stub.url}/outputs/{number}.png"} for number in range(1000)]}
+    job = job_for(tmp_path)
+
+    outcome = await finished(engine, await submitted(engine, job), job)
+
+    assert [f"{stub.url}/outputs/{number}.png" for number in range(16)] == [file.url for file in outcome.files]
+
+
+@pytest.mark.parametrize("status", [200, 404])
+async def test_a_task_that_is_not_known_yet_is_known_later(
+    engine: DashScopeEngine, stub: DashScopeStub, tmp_path: Path, status: int
+) -> None:
+    stub.late = [status, status]
+    job = job_for(tmp_path)
+    handle = await submitted(engine, job)
+
+    for _ in range(2):
+        with pytest.raises(RemoteRefused) as caught:
+            await engine.poll(handle, job)
+        assert (caught.value.reason, caught.value.billed) == ("remote_lost", True)
+
+    assert isinstance(await finished(engine, handle, job), Finished)
 
 
 async def test_a_task_that_is_forgotten_is_lost(

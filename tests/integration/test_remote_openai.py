@@ -29,6 +29,7 @@ from support.remote_runcomfy import FLF, model
 from support.remote_stub import HTML, KEY, Fault, picture, running
 
 PIXELS = 10_000_000
+MAPPING = {"prompt": "prompt", "input_reference": "start_image"}
 
 
 @pytest.fixture
@@ -122,14 +123,13 @@ async def test_openai_itself_takes_a_mapping_of_its_own_fields(
     stub: OpenAIStub, engine: OpenAIVideoEngine, tmp_path: Path
 ) -> None:
     stub.flavour, stub.poll_after = "openai", "2500"
-    mapping = {"prompt": "prompt", "size": "'64x48'", "seconds": "4", "input_reference": "end_image"}
-    job = video_job(tmp_path, {"input": mapping})
+    job = video_job(tmp_path, {"input": MAPPING | {"size": "'64x48'", "seconds": "4"}})
     handle = await handed_over(engine, job)
     assert Underway(Progress(0.37), 2.5) == await engine.poll(handle, job)
     outcome = await finished(engine, handle, job)
     [sent] = [one.body for one in stub.jobs.values()]
     assert {"model": NAME, "size": "64x48", "seconds": "4"}.items() <= sent.items()
-    assert {"input_reference": job.files["62_image"].path.read_bytes()} == sent["files"]
+    assert {"input_reference": job.files["68_image"].path.read_bytes()} == sent["files"]
     info = check_video(await fetched(engine, outcome, tmp_path), PIXELS)
     assert (64, 48) == (info.width, info.height)
 
@@ -207,7 +207,7 @@ async def test_lightx2v_has_tasks_of_its_own(
     stub: OpenAIStub, engine: OpenAIVideoEngine, tmp_path: Path
 ) -> None:
     stub.flavour, stub.polls = "lightx2v", 2
-    job = video_job(tmp_path, {"endpoint": "tasks"})
+    job = video_job(tmp_path, {"endpoint": "tasks"}, last=True)
     handle = await handed_over(engine, job)
     [sent] = [one.body for one in stub.jobs.values()]
     for name, field in (("image_path", "68_image"), ("last_frame_path", "62_image")):
@@ -282,7 +282,7 @@ async def test_an_image_may_be_an_address(
 async def test_pictures_are_sent_as_files_to_be_edited(
     stub: OpenAIStub, engine: OpenAIVideoEngine, tmp_path: Path
 ) -> None:
-    job = video_job(tmp_path, {"endpoint": "images"})
+    job = video_job(tmp_path, {"endpoint": "images"}, last=True)
     outcome = await engine.submit(job)
     assert isinstance(outcome, Finished)
     [sent] = [one.body for one in stub.jobs.values()]
@@ -299,7 +299,11 @@ async def test_an_image_that_failed_is_not_begun_for_ever(
     stub.failure = "CUDA out of memory"
     with pytest.raises(RemoteRefused, match="out of memory") as caught:
         await engine.submit(image_job(tmp_path))
-    assert ("remote_failed", True) == (caught.value.reason, caught.value.retryable)
+    assert ("remote_failed", False, True) == (
+        caught.value.reason,
+        caught.value.retryable,
+        caught.value.billed,
+    )
 
 
 @pytest.mark.parametrize("body", [{"data": []}, {"data": None}, {"created": 1}])
@@ -314,7 +318,7 @@ async def test_an_answer_without_images_failed(
 async def test_an_image_that_broke_off_is_unknown(
     stub: OpenAIStub, engine: OpenAIVideoEngine, tmp_path: Path
 ) -> None:
-    for fault in (Fault(lost=True), Fault(cut=200), Fault(200, {"data": [{"b64_json": "!!"}]})):
+    for fault in (Fault(lost=True), Fault(cut=200), Fault(200, HTML)):
         stub.fail("POST", "/images/", fault)
         with pytest.raises(SubmitUnknown):
             await engine.submit(image_job(tmp_path))
@@ -344,7 +348,7 @@ FULL = {"detail": "Task queue is full (max 100 tasks)"}
         ("funds", None, Fault(429, QUOTA)),
         ("funds", None, Fault(400, LIMIT)),
         ("fault", None, Fault(503, FULL)),
-        ("fault", None, Fault(503, HTML)),
+        ("fault", 5, Fault(503, HTML, {"Retry-After": "5"})),
         ("fault", None, Fault(500, {"error": {"message": "Internal error.", "type": "server_error"}})),
         ("model", None, Fault(404, {"detail": "Not Found"})),
         ("key", None, Fault(401, {"error": "Unauthorized"})),
@@ -402,7 +406,7 @@ async def test_a_refused_value_names_its_field(
     assert caught.value.field == "71_widthx71_height"
     stub.flavour = "openai"
     with pytest.raises(RemoteRefused, match="Unknown parameter: 'flow_shift'") as caught:
-        await engine.submit(video_job(tmp_path, {"input": {"prompt": "prompt", "flow_shift": "shift"}}))
+        await engine.submit(video_job(tmp_path, {"input": MAPPING | {"flow_shift": "shift"}}))
     assert caught.value.field == "54_shift"
     assert stub.jobs == {}
 
@@ -421,10 +425,11 @@ async def test_a_failed_job_keeps_its_words(
 ) -> None:
     stub.failure = failure
     error = await refused(engine, job)
-    assert ("remote_failed", "box: CUDA out of memory", retryable) == (
+    assert ("remote_failed", "box: CUDA out of memory", retryable, True) == (
         error.reason,
         error.message,
         error.retryable,
+        error.billed,
     )
 
 
@@ -432,9 +437,8 @@ async def test_moderated_content_is_told_apart(
     stub: OpenAIStub, engine: OpenAIVideoEngine, tmp_path: Path
 ) -> None:
     stub.flavour, stub.refuses = "openai", "forbidden"
-    mapping = {"prompt": "prompt"}
-    error = await refused(engine, video_job(tmp_path, {"input": mapping}, **{"6_text": "something forbidden"}))
-    assert error.reason == "content_refused"
+    error = await refused(engine, video_job(tmp_path, {"input": MAPPING}, **{"6_text": "something forbidden"}))
+    assert ("content_refused", True) == (error.reason, error.billed)
     assert "moderation" in error.message
 
 
@@ -456,7 +460,7 @@ async def test_a_job_that_it_does_not_know_any_more_is_lost(
         ("fault", None, Fault(502, HTML)),
         ("fault", None, Fault(404, HTML)),  # the page of a proxy whose server restarts
         ("fault", None, Fault(200, HTML)),
-        ("fault", None, Fault(200, {"status": "strange"})),
+        ("fault", None, Fault(200, {"status": 7})),
         ("key", None, Fault(401, {"detail": "Unauthorized"})),
     ],
 )

@@ -241,8 +241,7 @@ async def test_throttled(
 @pytest.mark.parametrize(
     ("status", "body", "trouble"),
     [
-        (500, {"detail": "Internal server error", "status": 500}, "fault"),
-        (503, HTML, "fault"),
+        (503, {"detail": "Service unavailable", "status": 503}, "fault"),
         (401, {"title": "Unauthenticated", "detail": "You did not pass a valid token", "status": 401}, "key"),
         (
             402,
@@ -331,7 +330,7 @@ async def test_an_input_that_is_refused(engine: Engine, tmp_path: Path) -> None:
 async def test_a_missing_input(engine: Engine, stub: Stub, tmp_path: Path) -> None:
     table = TABLE | {"input": {"prompt": "prompt", "num_frames": "frames"}}
     with pytest.raises(RemoteRefused) as caught:
-        await engine.submit(film(tmp_path, model=queue_model("replicate", table)))
+        await engine.submit(queue_job(queue_model("replicate", table), tmp_path, text="a fox"))
     assert ("remote_refused", None) == (caught.value.reason, caught.value.field)
 
     plain = queue_model("replicate", {"model": I2V}, PROMPT, IMAGE)
@@ -355,6 +354,7 @@ async def test_moderation(engine: Engine, stub: Stub, tmp_path: Path) -> None:
             {
                 "status": "failed",
                 "error": "NSFW content detected. Try running it again, or try a different prompt.",
+                "metrics": {},
             },
             "content_refused",
             False,
@@ -372,7 +372,8 @@ async def test_moderation(engine: Engine, stub: Stub, tmp_path: Path) -> None:
             True,
             False,
         ),
-        ({"status": "failed", "error": None, "metrics": None}, "remote_failed", False, False),
+        ({"status": "failed", "error": None, "metrics": None}, "remote_failed", False, True),
+        ({"status": "failed", "started_at": None, "metrics": None}, "remote_failed", False, False),
         (
             {"status": "failed", "error": "Input validation error: input.num_frames: too many", "metrics": {}},
             "remote_refused",

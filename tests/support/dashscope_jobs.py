@@ -21,6 +21,7 @@ from rushes.engines.remote.configured import RemoteConfig, Secret
 from rushes.engines.remote.dashscope import DashScopeEngine
 from rushes.engines.remote.outputs import conform, fetch_output
 from rushes.media.fetch import FetchPolicy
+from rushes.media.inspector import Inspector
 from support.remote_dashscope import KF2V, T2I
 from support.remote_stub import KEY, RemoteStub
 
@@ -83,9 +84,13 @@ async def fetched(engine: DashScopeEngine, outcome: Finished, folder: Path) -> P
     found = await fetch_output(
         file, folder / "out", engine_origin=engine.origin, headers=engine.headers(), policy=FetchPolicy()
     )
-    if file.size is not None:
-        await conform(found.path, file.size)
-    return found.path
+    if file.size is None:
+        return found.path
+    inspector = Inspector()
+    try:
+        return await conform(inspector, found.path, file.size)
+    finally:
+        await inspector.close()
 
 
 async def refusal(engine: DashScopeEngine, job: RemoteJob) -> RemoteRefused:

@@ -44,6 +44,8 @@ class DashScopeStub(RemoteStub):
         """The code and the words with which every task fails."""
         self.odd_output: dict[str, Any] | None = None
         """What the output of a task that succeeded has besides its id and state."""
+        self.late: list[int] = []
+        """The status of each of the next polls that do not find their task yet: 200, as UNKNOWN, or 404."""
         self.grows: int = 0
         """Pixels by which pictures are wider than they were asked to be."""
 
@@ -60,7 +62,10 @@ class DashScopeStub(RemoteStub):
         job = self.jobs.get(name)
         if call.method == "POST" and verb == "cancel":
             return self._cancel(job)
-        if job is None:
+        status = self.late.pop(0) if job is not None and self.late else 200 if job is None else 0
+        if status == 404:
+            return _error(404, "NotFound", "The task cannot be found.")
+        if job is None or status:
             return _ok({"task_id": name, "task_status": "UNKNOWN"})
         return self._show(job)
 

@@ -29,6 +29,18 @@ PROMPT = Input("text", "Prompt", "string", "prompt")
 IMAGE = Input("picture", "Image", "string", "start_image")
 FRAMES = Input("length", "Frames", "integer", "frames")
 SIZE = Input("size", "Size", "string", "resolution")
+CLOUDFLARE = {
+    "type": "https://developers.cloudflare.com/support/troubleshooting/http-status-codes/cloudflare-5xx-errors/",
+    "title": "Error 524: A timeout occurred",
+    "status": 524,
+    "detail": "The origin web server timed out responding to this request.",
+    "instance": "9a1b2c3d4e5f6789",
+    "error_code": 524,
+    "cloudflare_error": True,
+    "retryable": True,
+    "retry_after": 120,
+}
+"""What the network in front of an API writes in JSON (RFC 9457), in the API's place."""
 _MOST_POLLS = 30
 
 
@@ -99,7 +111,7 @@ async def submitted(engine: RemoteEngine, job: RemoteJob) -> str:
 
 async def to_end(engine: RemoteEngine, handle: str, job: RemoteJob) -> tuple[list[Underway], Finished]:
     """Poll without a pause; all that was said on the way, and the end."""
-    said = []
+    said: list[Underway] = []
     for _ in range(_MOST_POLLS):
         answer = await engine.poll(handle, job)
         if isinstance(answer, Finished):

@@ -1,7 +1,7 @@
 """A remote engine in this process that does what the prompt says, and remembers what it was asked.
 
 Words of the prompt: ok, slow N (polls), stay (until :attr:`ScriptedRemote.gate` is set), refuse, moderate, fail,
-retry, throttle, unreachable, poison, unknown, lost-poll, expire, at-once.
+retry, throttle, unreachable, poison, unknown, lost-poll, late, garble, silent, expire, at-once.
 """
 
 import asyncio
@@ -83,6 +83,12 @@ class ScriptedRemote:
                 raise RemoteRefused("remote_failed", "It broke there.")
             case "retry" if self.submits[job.request_id] == 1:
                 raise RemoteRefused("remote_failed", "It broke there; try again.", retryable=True)
+            case "late" if times < 4:
+                raise RemoteRefused("remote_lost", "It is not known here.", billed=True)
+            case "garble" if times < 4:
+                raise ValueError("an answer that nobody expected")
+            case "silent":
+                raise RemoteUnavailable("fault", "500")
             case "lost-poll" if times < 4:
                 raise RemoteUnavailable("fault", "502")
             case "expire" if times < 3:

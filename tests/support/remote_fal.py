@@ -60,8 +60,8 @@ class FalStub(RemoteStub):
         """What every job comes to; None: to what its input says."""
         self.public: str | None = None
         """The base of the addresses in answers, where it shall not be the server's own."""
-        self.unsafe: list[bool] | None = None
-        """What the safety checker says of pictures."""
+        self.unsafe: list[bool] | bool | None = None
+        """What the safety checker says of pictures; those that it finds unsafe are black."""
         self.inline = False
         """Whether pictures come in the answer itself, as with ``sync_mode``."""
         self._results: dict[str, Outcome | dict[str, Any]] = {}
@@ -205,17 +205,24 @@ class FalStub(RemoteStub):
     def _pictures(self, values: dict[str, Any]) -> dict[str, Any]:
         size = values.get("image_size", {"width": 64, "height": 48})
         count = values.get("num_images", 1)
-        file = {
-            "url": picture(size["width"], size["height"]),
-            "width": size["width"],
-            "height": size["height"],
-            "content_type": "image/png",
-        }
+        flags = [False] * count if self.unsafe is None else self.unsafe
+        seen = flags if isinstance(flags, list) else [flags] * count
+        files = [
+            {
+                "url": _black(size["width"], size["height"])
+                if flag
+                else picture(size["width"], size["height"]),
+                "width": size["width"],
+                "height": size["height"],
+                "content_type": "image/png",
+            }
+            for flag in seen
+        ]
         return {
-            "images": [dict(file) for _ in range(count)],
+            "images": files,
             "timings": {"inference": 2.1},
             "seed": values.get("seed", 7),
-            "has_nsfw_concepts": self.unsafe or [False] * count,
+            "has_nsfw_concepts": flags,
             "prompt": values["prompt"],
         }
 
@@ -227,6 +234,12 @@ def _bad(status: int, body: Any, worked: float | None = None) -> Outcome:
 def _app(model: str) -> str:
     parts = model.split("/")
     return "/".join(parts[: 3 if parts[0] in ("workflows", "comfy") else 2])
+
+
+def _black(width: int, height: int) -> bytes:
+    file = io.BytesIO()
+    Image.new("RGB", (width, height)).save(file, "PNG")
+    return file.getvalue()
 
 
 def _size_of(url: Any) -> tuple[int, int] | None:

@@ -11,6 +11,8 @@ import re
 from pathlib import Path
 from typing import Any, Final
 
+import msgspec
+
 from rushes.engines.remote.base import RemoteJob
 from support.remote_runcomfy import FLF, T2I, form_parts, model, remote_job
 from support.remote_stub import Job, RemoteStub, Reply, Seen, movie, picture
@@ -30,8 +32,15 @@ _TASK_STATES: Final = {
 }
 
 
-def video_job(folder: Path, table: dict[str, Any] | None = None, **given: Any) -> RemoteJob:
-    return remote_job(model(FLF, openai_video={"model": NAME, **(table or {})}), folder, **{**SMALL, **given})
+def video_job(
+    folder: Path, table: dict[str, Any] | None = None, *, last: bool = False, **given: Any
+) -> RemoteJob:
+    """A video that begins with a picture; with ``last`` it ends with one too."""
+    made = model(FLF, openai_video={"model": NAME, **(table or {})})
+    if not last:
+        inputs = tuple(one for one in made.inputs if one.role != "end_image")
+        made = msgspec.structs.replace(made, inputs=inputs)
+    return remote_job(made, folder, **{**SMALL, **given})
 
 
 def image_job(folder: Path, table: dict[str, Any] | None = None, **given: Any) -> RemoteJob:
@@ -48,6 +57,10 @@ class OpenAIStub(RemoteStub):
         self.model = NAME
         self.needs_image = False
         """Whether its model begins with a picture."""
+        self.needs_last = False
+        """Whether its model ends with a picture, in the field ``last_image``. Real servers take a request without it,
+        and make something else.
+        """
         self.poll_after: str | None = None
         """Milliseconds in ``openai-poll-after-ms``."""
         self.failure: Any = None
@@ -151,6 +164,8 @@ class OpenAIStub(RemoteStub):
             return wrong
         if self.needs_image and "input_reference" not in dict(files):
             return self.error(400, "input_reference is required for image-to-video generation")
+        if self.needs_last and "last_image" not in dict(files):
+            return self.error(400, "last_image is required for first-last-frame generation")
         job = self.accept(f"video_{len(self.jobs) + 1}", fields | dict.fromkeys(dict(files), "file"))
         job.body["files"] = dict(files)
         return self._job(job, "queued")

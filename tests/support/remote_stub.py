@@ -79,11 +79,13 @@ class Reply:
 class Fault(Reply):
     """What happens instead of the right answer: this answer, without the call being looked at.
 
-    ``lost``: the call is answered for real, its effects stay, but the connection ends without a word. ``drop``: it
-    ends so without the call being looked at. ``cut``: the right answer, so many bytes of its body, the end.
+    ``after``: the call is answered for real and its effects stay, and this answer is sent in place of the right one.
+    ``lost``: likewise, but the connection ends without a word. ``drop``: it ends so without the call being looked at.
+    ``cut``: the right answer, so many bytes of its body, the end.
     """
 
     status: int = 500
+    after: bool = False
     lost: bool = False
     drop: bool = False
     cut: int | None = None
@@ -280,6 +282,8 @@ class _Handler(BaseHTTPRequestHandler):
         seen = Seen(self.command, parts.path, parse_qs(parts.query), headers, self._body())
         fault = self.server.stub.take_fault(seen)
         if fault is not None and not fault.lost and not fault.drop and fault.cut is None:
+            if fault.after:
+                self.server.stub.reply(seen)
             self._send(fault, None)
             return
         reply = None if fault is not None and fault.drop else self.server.stub.reply(seen)

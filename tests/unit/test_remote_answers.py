@@ -1,13 +1,24 @@
 """What is found in the answers of models that each look different."""
 
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from rushes.engines.remote.answers import MOST_FILES, Found, bar_in, files_in, remote_files
-from rushes.engines.remote.base import RemoteFile, RemoteRefused
+from rushes.catalog.model import Input
+from rushes.catalog.remotes import remote_table
+from rushes.engines.remote.answers import (
+    MOST_FILES,
+    Found,
+    bar_in,
+    files_in,
+    input_values,
+    remote_files,
+)
+from rushes.engines.remote.base import RemoteFile, RemoteInput, RemoteRefused
 from rushes.requests.record import Progress
+from support.remote_driving import IMAGE, PROMPT, queue_job, queue_model
 
 MP4 = "https://v3.fal.media/files/a.mp4"
 PNG = "https://v3.fal.media/files/a.png"
@@ -51,6 +62,52 @@ def test_no_answer_is_too_deep_or_too_long() -> None:
     assert MOST_FILES == len(files_in([f"{BARE}/{number}" for number in range(1000)], "image"))
 
 
+class Counted(list[Any]):
+    """A list that knows how many of its values were looked at."""
+
+    looked_at = 0
+
+    def __iter__(self) -> Iterator[Any]:
+        for one in super().__iter__():
+            self.looked_at += 1
+            yield one
+
+
+@pytest.mark.parametrize("wrapped", [lambda urls: urls, lambda urls: {"video": urls}])
+def test_a_search_ends_with_the_files_it_needs(wrapped: Callable[[Any], Any]) -> None:
+    urls = Counted(f"{BARE}/{number}" for number in range(1000))
+    files_in(wrapped(urls), "video")
+    objects = Counted({"url": f"{BARE}/{number}.mp4"} for number in range(1000))
+    files_in({"clips": objects}, "video")
+
+    assert (MOST_FILES, MOST_FILES) == (urls.looked_at, objects.looked_at)
+
+
+@pytest.mark.parametrize(
+    "junk", [PNG, MP4, "a poem", 7, {"url": PNG}, {"url": f"{BARE}.zip", "content_type": "application/zip"}]
+)
+@pytest.mark.parametrize("key", ["video", "data", "clips"])
+def test_a_search_ends_where_there_is_only_junk(junk: Any, key: str) -> None:
+    values = Counted([junk] * 200_000)
+    files_in({key: values}, "video")
+
+    assert 0 < values.looked_at < 50_000
+
+
+def test_what_is_too_long_for_an_address_is_none() -> None:
+    long = "https://v3.fal.media/" + "a" * 10_000
+    data = "data:video/mp4;base64," + "A" * 100_000
+
+    assert [] == files_in({"video": long, "clip": {"url": long}}, "video")
+    assert [data] == [found.url for found in files_in({"video": {"url": data}}, "video")]
+
+
+def test_a_kind_may_be_written_large() -> None:
+    answer = {"video": [{"url": PNG, "content_type": "IMAGE/PNG"}, {"url": BARE, "content_type": "Video/MP4"}]}
+
+    assert [BARE] == [found.url for found in files_in(answer, "video")]
+
+
 async def test_files_in_the_answer_itself_are_written(tmp_path: Path) -> None:
     found = [Found("data:image/png;base64,aGVsbG8=", "image/png"), Found("data:image/svg,%68i"), Found(PNG)]
     files = await remote_files(found, tmp_path / "job", lambda url: url.endswith(".png"))
@@ -69,6 +126,34 @@ async def test_a_file_in_the_answer_that_is_none(tmp_path: Path, uri: str) -> No
     assert "remote_failed" == caught.value.reason
 
 
+async def test_only_files_of_the_input_are_made_text(tmp_path: Path) -> None:
+    other = Input("other", "Other image", "string", "start_image")
+    asked: list[str] = []
+
+    async def text(file: RemoteInput) -> str:
+        asked.append(file.path.name)
+        return f"<{file.path.name}>"
+
+    async def sent(mapping: dict[str, Any], *names: str) -> dict[str, Any]:
+        model = queue_model("fal", {"model": "a/b"} | mapping, PROMPT, IMAGE, other)
+        files = {name: RemoteInput(tmp_path / name, "image/png") for name in names}
+        table = remote_table(model, "fal")
+        assert table is not None
+        job = queue_job(model, tmp_path, files, text="a fox")
+        return await input_values(table, job, {"prompt": "prompt", "image": "start_image"}, text)
+
+    fields = {"images": ["start_image", "input['other']"], "first": {"url": "start_image"}}
+    both = {"images": ["<picture>", "<other>"], "first": {"url": "<picture>"}}
+    assert both == await sent({"input": fields}, "picture", "other")
+    assert {"prompt": "a fox", "image": "<other>"} == await sent({}, "other")
+    assert ["picture", "other", "other"] == asked
+    for mapping in ({}, {"input": {"image": "start_image"}}):
+        with pytest.raises(RemoteRefused) as caught:
+            await sent(mapping, "picture", "other")
+        assert ("remote_refused", "other") == (caught.value.reason, caught.value.field)
+    assert ["picture", "other", "other"] == asked
+
+
 @pytest.mark.parametrize(
     ("logs", "progress"),
     [
@@ -81,6 +166,11 @@ async def test_a_file_in_the_answer_that_is_none(tmp_path: Path, uri: str) -> No
         ),
         ("Sampling: 100%|████| 10/10 [00:05]", Progress(fraction=1.0, stage="running", step=10, steps=10)),
         ("done 30%|███       |", Progress(fraction=0.3, stage="running")),
+        ("5%|#| " + "9" * 5000 + "/10", Progress(fraction=0.05, stage="running")),
+        ("5%|#| 1/" + "9" * 5000, Progress(fraction=0.05, stage="running")),
+        ("5%|#| 9999999999/10", Progress(fraction=0.05, stage="running")),
+        ("9" * 5000 + "%|#| 1/10", Progress(stage="running")),
+        ("²%|#| ²/10 ٣%|#| ٣/10", Progress(stage="running")),
         ("x" * 50_000 + "\n 75%|███ | 3/4", Progress(fraction=0.75, stage="running", step=3, steps=4)),
     ],
 )

@@ -99,17 +99,22 @@ def check_image(path: Path, max_pixels: int) -> ImageInfo:
     return ImageInfo(width, height, sniffed.content_type)
 
 
-def normalise_image(src: Path, dest: Path, max_pixels: int) -> ImageInfo:
-    """Write the image to ``dest`` as PNG: RGB with 8 bits, sRGB, upright, without alpha and metadata.
+def normalise_image(src: Path, dest: Path, max_pixels: int, size: tuple[int, int] | None = None) -> ImageInfo:
+    """Write the image to ``dest`` as PNG: RGB with 8 bits, sRGB, upright, without alpha and metadata; where a
+    ``size`` is given, of exactly that width and height in pixels: scaled until it covers it, and cropped evenly.
 
     Alpha is laid on white: models know no transparency, cut-outs are drawn for the white of a page, and
     black would grow a dark fringe around every soft edge. Raises MediaError, and OSError where ``dest``
     cannot be written.
     """
-    from PIL import ImageOps
+    from PIL import Image, ImageOps
 
+    if size is not None and size[0] * size[1] > max_pixels:
+        raise _too_many_pixels(max_pixels)
     with _guarded(src, max_pixels) as sniffed, _decoded(src, sniffed, max_pixels) as image:
         rgb = _to_rgb(ImageOps.exif_transpose(image))
+        if size is not None and rgb.size != size:
+            rgb = ImageOps.fit(rgb, size, method=Image.Resampling.LANCZOS)
     rgb.info.clear()  # else the PNG would carry the source's profile, comments and orientation on
     rgb.save(dest, "PNG", compress_level=PNG_COMPRESSION)
     return ImageInfo(rgb.width, rgb.height, "image/png")

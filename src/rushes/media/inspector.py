@@ -33,12 +33,13 @@ _UNAVAILABLE: Final = "unavailable"
 
 
 class Job(msgspec.Struct, frozen=True):
-    """One line to the child. ``dest`` None: check only."""
+    """One line to the child. ``dest`` None: check only. ``size``: of the image in ``dest``; None leaves its own."""
 
     src: str
     media: Kind
     max_pixels: int
     dest: str | None = None
+    size: tuple[int, int] | None = None
 
 
 class Answer(msgspec.Struct, frozen=True, omit_defaults=True):
@@ -73,13 +74,16 @@ class Inspector:
         """What ``src`` is, once it decoded in full."""
         return await self._ask(Job(str(src), media, self._max_pixels))
 
-    async def normalise(self, src: Path, dest: Path, media: Kind) -> ImageInfo | VideoInfo:
+    async def normalise(
+        self, src: Path, dest: Path, media: Kind, size: tuple[int, int] | None = None
+    ) -> ImageInfo | VideoInfo:
         """Check ``src`` and write what an engine takes to ``dest``: an image as RGB PNG, a video as it is.
 
-        ``dest`` exists afterwards only if all went well.
+        An image is brought to exactly ``size``, width and height in pixels, where one is given. ``dest`` exists
+        afterwards only if all went well.
         """
         try:
-            return await self._ask(Job(str(src), media, self._max_pixels, str(dest)))
+            return await self._ask(Job(str(src), media, self._max_pixels, str(dest), size))
         except BaseException:
             dest.unlink(missing_ok=True)
             raise
@@ -174,7 +178,7 @@ def _perform(job: Job) -> Answer:
             if job.dest is not None:
                 shutil.copyfile(src, job.dest)
         elif job.dest is not None:
-            info = normalise_image(src, Path(job.dest), job.max_pixels)
+            info = normalise_image(src, Path(job.dest), job.max_pixels, job.size)
         else:
             info = check_image(src, job.max_pixels)
     except MediaError as error:
@@ -184,7 +188,9 @@ def _perform(job: Job) -> Answer:
             reason="input_unreadable", message="The file takes more memory to decode than is allowed."
         )
     except OSError as error:
-        return Answer(reason=_UNAVAILABLE, message=f"The folder for inputs cannot be used: {error.strerror}.")
+        return Answer(
+            reason=_UNAVAILABLE, message=f"The folder for work in hand cannot be used: {error.strerror}."
+        )
     return Answer(info=msgspec.to_builtins(info))
 
 

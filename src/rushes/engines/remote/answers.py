@@ -10,21 +10,26 @@ import binascii
 import mimetypes
 import re
 from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
+from itertools import chain, islice
 from pathlib import Path
 from typing import Any, Final, Literal, NamedTuple
 from urllib.parse import unquote_to_bytes, urlsplit
+from uuid import uuid4
 
 from rushes.catalog.expressions import Expression
 from rushes.catalog.model import FILE_ROLES, Model
-from rushes.catalog.remotes import RemoteTable
+from rushes.catalog.remotes import RemoteTable, remote_values
 from rushes.engines.remote.base import RemoteFile, RemoteInput, RemoteJob, RemoteRefused
-from rushes.engines.remote.inputs import values
 from rushes.requests.record import Progress
 
 Text = Callable[[RemoteInput], Awaitable[str]]
 """Makes the text of an input file that stands for it at the vendor's."""
 
-MOST_FILES: Final = 64
+MOST_FILES: Final = 16
+_MOST_LOOKED: Final = 10_000
+"""Values of an answer that are looked at: so many are in no answer of a model that makes a few files."""
+LONGEST_ADDRESS: Final = 8192
+"""Characters of a file's address; signatures can be long."""
 _DEEPEST: Final = 8
 _USUAL: Final[dict[str, tuple[tuple[str, ...], ...]]] = {
     kind: (
@@ -37,7 +42,9 @@ _USUAL: Final[dict[str, tuple[tuple[str, ...], ...]]] = {
 """Keys that hold the files of a model's output, by kind; the first group that has some is taken."""
 _LOG_TAIL: Final = 20_000
 """Characters of a log that are looked at: the newest."""
-_BAR: Final = re.compile(r"(?<!\d)(\d{1,3})%\s*\|[^|\r\n]*\|(?:\s*(\d+)/(\d+))?")
+_BAR: Final = re.compile(
+    r"(?<![0-9])([0-9]{1,3})%\s*\|[^|\r\n]{0,400}\|(?:\s*([0-9]{1,9})/([0-9]{1,9})(?![0-9]))?"
+)
 """What tqdm prints: ``Sampling:  50%|█████     | 10/20 [00:05<00:05]``."""
 
 
@@ -49,39 +56,67 @@ class Found(NamedTuple):
 
 
 def files_in(answer: Any, kind: Literal["image", "video"]) -> list[Found]:
-    """The files of ``kind`` in a model's answer, in its order, each once.
+    """The files of ``kind`` in a model's answer, in its order, each once; the first :data:`MOST_FILES` of them.
 
     Looked at are ``{"url": …}`` objects and, under the usual keys, plain addresses. Where an answer has nothing of
     that kind, all the files that it has: what they are is for the fetcher to find out.
     """
-    found = list(_search(answer, kind, _DEEPEST)) or list(_objects(answer, _DEEPEST))
-    return (_fitting(found, kind) or found)[:MOST_FILES]
+    return _first(_Search(kind).usual(answer, _DEEPEST)) or _anywhere(answer, kind)
 
 
-def _search(value: Any, kind: str, depth: int) -> Iterator[Found]:
-    if depth and isinstance(value, str) and _is_address(value):
-        yield Found(value, _guessed(value))
-    elif depth and isinstance(value, list):
-        yield from _once(found for one in value for found in _search(one, kind, depth - 1))
-    elif depth and isinstance(value, dict):
-        if (file := _file(value)) is not None:
-            yield file
+def _anywhere(answer: Any, kind: str) -> list[Found]:
+    """Every ``{"url": …}`` that there is, of the kind or else of any."""
+    fitting = _first(_fitting(_Search(kind).objects(answer, _DEEPEST), kind))
+    return fitting or _first(_Search(kind).objects(answer, _DEEPEST))
+
+
+def _first(found: Iterable[Found]) -> list[Found]:
+    return list(islice(_once(found), MOST_FILES))
+
+
+class _Search:
+    """One walk through an answer, which ends after :data:`_MOST_LOOKED` values."""
+
+    def __init__(self, kind: str) -> None:
+        self._kind = kind
+        self._left = _MOST_LOOKED
+
+    def _goes_on(self) -> bool:
+        self._left -= 1
+        return self._left >= 0
+
+    def usual(self, value: Any, depth: int) -> Iterator[Found]:
+        """Files under the usual keys."""
+        if not depth or not self._goes_on():
             return
-        for keys in _USUAL[kind]:
-            below = [value[key] for key in keys if key in value]
-            group = [found for one in below for found in _search(one, kind, depth - 1)]
-            if fitting := _fitting(group, kind):
-                yield from fitting
+        if isinstance(value, str) and _is_address(value):
+            yield Found(value, _guessed(value))
+        elif isinstance(value, list):
+            for one in value:
+                if self._left <= 0:
+                    return
+                yield from self.usual(one, depth - 1)
+        elif isinstance(value, dict):
+            if (file := _file(value)) is not None:
+                yield file
                 return
+            for keys in _USUAL[self._kind]:
+                below = chain.from_iterable(self.usual(value[key], depth - 1) for key in keys if key in value)
+                if group := _first(_fitting(below, self._kind)):
+                    yield from group
+                    return
 
-
-def _objects(value: Any, depth: int) -> Iterator[Found]:
-    """Every ``{"url": …}`` anywhere."""
-    if isinstance(value, dict) and (file := _file(value)) is not None:
-        yield file
-    elif depth and isinstance(value, dict | list):
-        below = value.values() if isinstance(value, dict) else value
-        yield from _once(found for one in below for found in _objects(one, depth - 1))
+    def objects(self, value: Any, depth: int) -> Iterator[Found]:
+        """Every ``{"url": …}`` anywhere."""
+        if not self._goes_on():
+            return
+        if isinstance(value, dict) and (file := _file(value)) is not None:
+            yield file
+        elif depth and isinstance(value, dict | list):
+            for one in value.values() if isinstance(value, dict) else value:
+                if self._left <= 0:
+                    return
+                yield from self.objects(one, depth - 1)
 
 
 def _file(value: Mapping[str, Any]) -> Found | None:
@@ -92,7 +127,9 @@ def _file(value: Mapping[str, Any]) -> Found | None:
 
 
 def _is_address(text: str) -> bool:
-    return text.startswith(("https://", "http://", "data:image/", "data:video/"))
+    if text.startswith(("data:image/", "data:video/")):
+        return True
+    return text.startswith(("https://", "http://")) and len(text) <= LONGEST_ADDRESS
 
 
 def _guessed(url: str) -> str:
@@ -112,14 +149,13 @@ def _once(found: Iterable[Found]) -> Iterator[Found]:
             yield one
 
 
-def _fitting(found: Iterable[Found], kind: str) -> list[Found]:
+def _fitting(found: Iterable[Found], kind: str) -> Iterator[Found]:
     """Those that are of ``kind``, or that say nothing of it: thumbnails, masks and archives are left out."""
     unsaid = ("", "application/octet-stream", "binary/octet-stream")
-    return [
-        one
-        for one in _once(found)
-        if one.content_type.startswith(f"{kind}/") or one.content_type.lower() in unsaid
-    ]
+    for one in found:
+        said = one.content_type.lower()
+        if said.startswith(f"{kind}/") or said in unsaid:
+            yield one
 
 
 async def remote_files(
@@ -173,34 +209,84 @@ async def input_values(
     table: RemoteTable, job: RemoteJob, defaults: Mapping[str, str], text: Text
 ) -> dict[str, Any]:
     """The vendor's input for a job: what the manifest's mapping makes of it. Without a mapping ``defaults`` says
-    which role (or ``width``, ``height``) each field of the vendor's gets; roles that the request has not are left
-    out. Raises EngineError ``binding_failed``.
+    which role (or ``width``, ``height``) each field of the vendor's gets, ``object/field`` those in an object; roles
+    that the request has not are left out.
+
+    ``text`` is asked for files that are in the input alone: it may upload them. Raises EngineError
+    ``binding_failed``, and RemoteRefused ``remote_refused`` for a file that would be in no field: what is generated
+    without it is not what was asked for.
     """
-    if table.input:
-        return await values(table, job, text)
+    tokens = {name: f"file-{uuid4().hex}" for name in job.files}
+    given = remote_values(table, job.input, job.roles, tokens) if table.input else _usual(job, defaults, tokens)
+    written = "\n".join(_texts(given))
+    for name, token in tokens.items():
+        if token not in written:
+            raise RemoteRefused("remote_refused", _unused(table, job.model, name), field=name)
+    texts = {token: await text(job.files[name]) for name, token in tokens.items()}
+    return {name: _filled(value, texts) for name, value in given.items()}
+
+
+def _usual(job: RemoteJob, defaults: Mapping[str, str], files: Mapping[str, str]) -> dict[str, Any]:
     roles = dict(job.roles)
     if "resolution" in roles:
         roles["width"], roles["height"] = roles["resolution"]
     for field in job.model.inputs:
-        if field.role in FILE_ROLES and field.role not in roles and field.name in job.files:
-            roles[field.role] = await text(job.files[field.name])
-    return {name: roles[role] for name, role in defaults.items() if role in roles}
+        if field.role in FILE_ROLES and field.role not in roles and field.name in files:
+            roles[field.role] = files[field.name]
+    given: dict[str, Any] = {}
+    for name, role in defaults.items():
+        if role in roles:
+            place, _, below = name.partition("/")
+            if below:
+                given.setdefault(place, {})[below] = roles[role]
+            else:
+                given[name] = roles[role]
+    return given
+
+
+def _unused(table: RemoteTable, model: Model, name: str) -> str:
+    if table.input:
+        return f"{table.kind} takes no {name}: the mapping in the manifest of {model.id} has no place for it."
+    return f"{table.kind} takes no {name}: the manifest of {model.id} has no mapping that says where it goes."
+
+
+def _texts(value: Any) -> Iterator[str]:
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, dict | list):
+        for one in value.values() if isinstance(value, dict) else value:
+            yield from _texts(one)
+
+
+def _filled(value: Any, texts: Mapping[str, str]) -> Any:
+    """``value`` with what stands for each file in the place of its token."""
+    if isinstance(value, dict):
+        return {name: _filled(one, texts) for name, one in value.items()}
+    if isinstance(value, list):
+        return [_filled(one, texts) for one in value]
+    if isinstance(value, str):
+        for token, text in texts.items():
+            value = value.replace(token, text) if token in value else value
+    return value
 
 
 def own_field(table: RemoteTable, model: Model, defaults: Mapping[str, str], name: object) -> str | None:
-    """The input of ours that the vendor's field ``name`` was made from, the first of several; None where there is
-    none.
+    """The input of ours that the vendor's field ``name``, or a field in it, was made from, the first of several; None
+    where there is none.
     """
     if not isinstance(name, str):
         return None
     roles: set[str] = set()
     fields = {name}
-    if mapped := table.input.get(name):
-        expressions = (mapped,) if isinstance(mapped, Expression) else mapped
+    mapped = [one for key, one in table.input.items() if key.partition("/")[0] == name]
+    if mapped:
+        expressions = [
+            one for either in mapped for one in ((either,) if isinstance(either, Expression) else either)
+        ]
         roles = {role for one in expressions for role in one.names}
         fields = {field for one in expressions for field in one.fields}
-    elif not table.input and name in defaults:
-        roles = {defaults[name]}
+    elif not table.input:
+        roles = {role for key, role in defaults.items() if key.partition("/")[0] == name}
     if roles & {"width", "height"}:
         roles.add("resolution")
     return next((one.name for one in model.inputs if one.role in roles or one.name in fields), None)

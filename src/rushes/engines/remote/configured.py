@@ -6,19 +6,22 @@ this module, and :class:`Secret` keeps them out of logs.
 """
 
 import os
+import re
 import stat
 import tomllib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, Final, NamedTuple
 from urllib.parse import urlsplit
 
 import msgspec
 
 from rushes.errors import SettingsError
-from rushes.settings import PREFIX, Remote, Settings, remote_of
+from rushes.settings import PREFIX, Remote, Settings, remotes_of
+from rushes.settings import key_variable as key_variable
 
 _LOOPBACK: Final = ("127.0.0.1", "localhost", "::1")
 _V1: Final = "/v1"
+_ANY_KEY: Final = re.compile(rf"{PREFIX}REMOTE_.*_KEY", re.IGNORECASE | re.DOTALL)
 
 
 class Secret:
@@ -92,29 +95,25 @@ def configured(settings: Settings, environ: Mapping[str, str]) -> tuple[RemoteCo
     if not settings.remotes:
         return ()
     secrets = _secrets(settings)
-    found: dict[str, RemoteConfig] = {}
-    for text in settings.remotes:
-        remote = _read(text)
-        if remote.name in found:
-            raise SettingsError(f"remotes names {remote.name} twice; give one of them another name")
+    found = []
+    for remote in _read(settings):
         base_url = _base_url(remote)
-        found[remote.name] = RemoteConfig(
-            remote.name, remote.kind, base_url, _key(remote, base_url, environ, secrets)
-        )
-    return tuple(found.values())
-
-
-def key_variable(name: str) -> str:
-    """The variable of the key of the remote ``name``, wherever it is."""
-    plain = "".join(letter if letter.isalnum() else "_" for letter in name.upper())
-    return f"{PREFIX}REMOTE_{plain}_KEY"
+        key = _key(remote, base_url, environ, secrets)
+        found.append(RemoteConfig(remote.name, remote.kind, base_url, key))
+    return tuple(found)
 
 
 def key_variables(settings: Settings) -> frozenset[str]:
-    """The variables that keys of the configured remotes are read from: no slot's process needs them."""
-    return frozenset(
-        name for remote in map(_read, settings.remotes) for name in _variables(remote, _base_url(remote))
-    )
+    """The variables that keys of the configured remotes are read from."""
+    return frozenset(name for remote in _read(settings) for name in _variables(remote, _base_url(remote)))
+
+
+def hidden_from_slots(environ: Iterable[str]) -> frozenset[str]:
+    """Of the variables in ``environ``, those that hold keys of remotes, whether the settings name these or not: no
+    slot's process needs them.
+    """
+    vendors = {kind.variable for kind in _KINDS.values()}
+    return frozenset(name for name in environ if name in vendors or _ANY_KEY.fullmatch(name))
 
 
 def cautions(settings: Settings, remotes: Sequence[RemoteConfig]) -> Iterator[str]:
@@ -130,9 +129,9 @@ def cautions(settings: Settings, remotes: Sequence[RemoteConfig]) -> Iterator[st
             yield f"the key of the remote {remote.name} goes to {parts.netloc} unencrypted; use an https address"
 
 
-def _read(text: str) -> Remote:
+def _read(settings: Settings) -> tuple[Remote, ...]:
     try:
-        return remote_of(text)
+        return remotes_of(settings.remotes)
     except ValueError as error:
         raise SettingsError(f"remotes: {error}") from None
 

@@ -8,12 +8,14 @@ frame to video", "Wan text-to-video", its pages "Manage asynchronous tasks" and 
 
 import contextlib
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Final, NamedTuple
 from urllib.parse import quote
 
+import msgspec
+
 from rushes.catalog.model import Model
-from rushes.catalog.remotes import RemoteTable, remote_table
+from rushes.catalog.remotes import RemoteTable, remote_table, remote_values
 from rushes.engines.remote.base import (
     Accepted,
     Finished,
@@ -26,8 +28,8 @@ from rushes.engines.remote.base import (
     Underway,
 )
 from rushes.engines.remote.configured import RemoteConfig
-from rushes.engines.remote.http import Answer, RemoteHTTP, retry_after, trouble_of
-from rushes.engines.remote.inputs import data_uri, picture_uri, values
+from rushes.engines.remote.http import Answer, RemoteHTTP, between, id_of, retry_after, trouble_of
+from rushes.engines.remote.inputs import data_uri, picture_uri, texts, unsent
 from rushes.requests.record import Progress
 
 _IMAGE_PATH: Final = "api/v1/services/aigc/text2image/image-synthesis"
@@ -50,6 +52,14 @@ _UNKNOWN_MODEL: Final = ("ModelNotFound", "model_not_found", "Model.AccessDenied
 _INPUT: Final = ("Invalid", "BadRequest", "UnsupportedOperation", "DataSizeLimit")
 _OWN_FAULTS: Final = ("InternalError", "SystemError", "ServiceUnavailable", "ModelServing", "ModelUnavailable")
 _TIMEOUTS: Final = ("InternalError.Timeout", "RequestTimeOut", "ResponseTimeout")
+_STATUS_OF: Final[Sequence[tuple[tuple[str, ...], int]]] = (
+    (("InvalidApiKey", "AccessDenied"), 401),
+    (_INPUT, 400),
+    (_OWN_FAULTS, 500),
+)
+"""What an error that comes with the status 200 should have come with."""
+_MOST_FILES: Final = 16
+"""Addresses of one task that are looked at. One picture is asked for."""
 
 
 class Limits(NamedTuple):
@@ -115,10 +125,8 @@ class DashScopeEngine:
         if table is None:
             raise RemoteUnavailable("model", f"the manifest of {job.model.id} names no {self.kind} engine")
         given, parameters = await self._input(table, job), self._parameters(table, job)
-        if table.input:
-            given = await values(table, job, _text)
-            mapped = given.pop(_PARAMETERS, {})
-            parameters |= mapped if isinstance(mapped, dict) else {}
+        mapped = given.pop(_PARAMETERS, {})
+        parameters |= mapped if isinstance(mapped, dict) else {}
         if job.model.output == "image":
             parameters["n"] = 1  # each one is paid for
         body = {"model": table.model, "input": given, "parameters": parameters}
@@ -126,11 +134,14 @@ class DashScopeEngine:
         answer = await self._http.submit("POST", _path(table, job.model), json=body, headers=headers)
         if not answer.ok:
             raise self._refused(answer)
-        output = answer.fields().get("output")
+        said = answer.fields()
+        output = said.get("output")
         task = output.get("task_id") if isinstance(output, dict) else None
-        if not isinstance(task, str) or not task:
+        if task is None and said.get("code"):
+            raise self._refused(answer)
+        if (handle := id_of(task)) is None:
             raise answer.unreadable()
-        return Accepted(task)
+        return Accepted(handle)
 
     async def poll(self, handle: str, job: RemoteJob) -> Underway | Finished:
         answer = await self._http.ask("GET", f"api/v1/tasks/{quote(handle, safe='')}")
@@ -167,17 +178,35 @@ class DashScopeEngine:
 
     # -- what is sent -----------------------------------------------------------------------------------------
     async def _input(self, table: RemoteTable, job: RemoteJob) -> dict[str, Any]:
-        """What goes where without a mapping."""
+        """What the mapping says, or what goes where without one. Raises RemoteRefused for a file that would be left
+        out: what is made without it is not what was asked for, and is paid for.
+        """
         if table.input:
-            return {}
-        given = {name: job.roles[name] for name in ("prompt", "negative_prompt") if job.roles.get(name)}
-        fields = {"start_image": "img_url"}
+            found = await texts(job, _text)
+            given = remote_values(table, job.input, job.roles, found)
+            self._check_sent(table, job, unsent(found, given))
+            return given
+        fields = {"start_image": "img_url"} if "i2v" in table.model else {}
         if "kf2v" in table.model:
             fields = {"start_image": "first_frame_url", "end_image": "last_frame_url"}
+        places: dict[str, str] = {}
         for name, role in table.file_fields.items():
             if role in fields and name in job.files:
-                given[fields[role]] = await _text(job.files[name])
-        return given
+                places.setdefault(fields[role], name)
+        self._check_sent(table, job, (name for name in job.files if name not in places.values()))
+        given = {name: job.roles[name] for name in ("prompt", "negative_prompt") if job.roles.get(name)}
+        return given | {field: await _text(job.files[name]) for field, name in places.items()}
+
+    def _check_sent(self, table: RemoteTable, job: RemoteJob, left_out: Iterable[str]) -> None:
+        for name in left_out:
+            role = table.file_fields.get(name, "file").replace("_", " ")
+            without = "" if name in job.model.required else f"leave {name} out, or "
+            raise RemoteRefused(
+                "remote_refused",
+                f"{table.model} at {self.name} is given no {role}: {without}map it to the field there that takes it, "
+                f"in [engines.{self.kind}.input] of the manifest of {job.model.id}.",
+                field=name,
+            )
 
     def _parameters(self, table: RemoteTable, job: RemoteJob) -> dict[str, Any]:
         """The prompt goes as it is, and nothing is drawn over the picture, unless the manifest says so."""
@@ -205,10 +234,14 @@ class DashScopeEngine:
         entries = [one for one in results if isinstance(one, dict)] if isinstance(results, list) else []
         if isinstance(output.get("video_url"), str):
             entries.append({"url": output["video_url"]})
-        addresses = [one["url"] for one in entries if isinstance(one.get("url"), str) and one["url"]]
+        addresses = [one["url"] for one in entries if isinstance(one.get("url"), str) and one["url"]][
+            :_MOST_FILES
+        ]
         if not addresses:
-            # "Succeeded" means that one of several did; those that did not have a code in place of an address.
-            raise self._failed(next((one for one in entries if one.get("code")), output))
+            # "Succeeded" means that one of several did, which is paid for; others have a code in place of an address.
+            error = self._failed(next((one for one in entries if one.get("code")), output))
+            error.billed = True
+            raise error
         size = job.roles.get("resolution") if job.model.output == "image" else None
         wanted = (int(size[0]), int(size[1])) if size is not None else None
         return Finished(tuple(RemoteFile(url, size=wanted) for url in addresses))
@@ -232,6 +265,8 @@ class DashScopeEngine:
 
     def _refused(self, answer: Answer) -> RemoteRefused | RemoteUnavailable | SubmitUnknown:
         """Why a task was not created, by its code first: some come with a status that says something else."""
+        if between(answer):
+            return trouble_of(answer)
         problem = answer.problem()
         code, words = self._said(problem)
         if _moderated(code):
@@ -239,8 +274,11 @@ class DashScopeEngine:
         known = self._known_trouble(code, words, answer)
         if known is not None:
             return known
-        if code.startswith(_TIMEOUTS) and answer.status >= 500:
+        if code.startswith(_TIMEOUTS) and (answer.ok or answer.status >= 500):
             return SubmitUnknown(f"{self.name} ran out of time over the request: {words}")
+        if answer.ok:
+            status = next((meant for start, meant in _STATUS_OF if code.startswith(start)), answer.status)
+            answer = msgspec.structs.replace(answer, status=status)
         return trouble_of(answer, words if problem else "", own_error=bool(code))
 
     def _unanswered(self, answer: Answer) -> RemoteRefused | RemoteUnavailable | SubmitUnknown:

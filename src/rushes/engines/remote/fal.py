@@ -20,7 +20,13 @@ import msgspec
 
 from rushes.catalog.model import Model
 from rushes.catalog.remotes import RemoteTable, remote_table
-from rushes.engines.remote.answers import bar_in, files_in, input_values, own_field, remote_files
+from rushes.engines.remote.answers import (
+    bar_in,
+    files_in,
+    input_values,
+    own_field,
+    remote_files,
+)
 from rushes.engines.remote.base import (
     Accepted,
     Finished,
@@ -32,13 +38,15 @@ from rushes.engines.remote.base import (
     Underway,
 )
 from rushes.engines.remote.configured import RemoteConfig
-from rushes.engines.remote.http import Answer, RemoteHTTP, retry_after, trouble_of
+from rushes.engines.remote.http import Answer, RemoteHTTP, id_of, retry_after, trouble_of
 from rushes.engines.remote.inputs import data_uri
 from rushes.requests.record import Progress
 
 DEFAULTS: Final = {
     "prompt": "prompt",
     "negative_prompt": "negative_prompt",
+    "image_size/width": "width",
+    "image_size/height": "height",
     "image_url": "start_image",
     "end_image_url": "end_image",
     "video_url": "source_video",
@@ -49,9 +57,10 @@ DEFAULTS: Final = {
     "guidance_scale": "guidance",
     "shift": "shift",
 }
-"""fal's names of our roles, for manifests without a mapping. Sizes have no usual name there."""
+"""fal's names of our roles, for manifests without a mapping. The size has a usual name for pictures alone."""
 _NAMESPACES: Final = frozenset({"workflows", "comfy"})
 """First segments that stand before an owner."""
+_OF_PICTURES: Final = "image_size/"
 _MODERATION: Final = "content_policy_violation"
 _ENDED_BADLY: Final = frozenset({"FAILED", "ERROR", "CANCELED", "CANCELLED"})
 """No states of fal's, but what servers say that speak its wire."""
@@ -69,6 +78,10 @@ _TRANSIENT: Final = frozenset(
     }
 )
 """Errors of the platform and not of the model or its input: the same request may do well another time."""
+_NOT_OF_THE_JOB: Final = frozenset({401, 402, 403, 408, 409, 425, 429})
+"""Answers to who asks for a result, and not about it."""
+_BAD_INPUT: Final = frozenset({400, 413, 415, 422})
+_MOST_PLACES: Final = 1_000_000
 _LOCKED: Final = re.compile(r"balance|billing|top.?up|credit", re.IGNORECASE)
 _UNFINISHED: Final = re.compile(r"still in progress|not (?:yet )?(?:completed|finished|ready)", re.IGNORECASE)
 _UNKNOWN_JOB: Final = re.compile(r"request\b.*\bnot found|no such request|expired", re.IGNORECASE)
@@ -79,6 +92,7 @@ class _Handle(msgspec.Struct, frozen=True, omit_defaults=True):
     app: str
     """Owner and app, with the namespace before them where there is one."""
     status: str = ""
+    """This address and the next two are kept where they are others than fal's documents describe."""
     response: str = ""
     cancel: str = ""
 
@@ -111,33 +125,39 @@ class FalEngine:
                 "model",
                 f"{job.model.id}: engines.fal.model = {table.model!r} is no OWNER/APP or OWNER/APP/PATH",
             )
-        body = await input_values(table, job, DEFAULTS, _addressed if _by_address(table) else data_uri)
+        body = await input_values(
+            table, job, _defaults(job.model), _addressed if _by_address(table) else data_uri
+        )
         answer = await self._http.submit("POST", quote(table.model.strip("/"), safe="/:@"), json=body)
         if not answer.ok:
             raise self._not_taken(answer, table, job.model)
         said = answer.fields()
-        request_id = said.get("request_id")
-        if not isinstance(request_id, str) or not request_id:
+        request_id = id_of(said.get("request_id"))
+        if request_id is None:
             raise SubmitUnknown(f"{self.name} answers the request without an id of it")
+        plain = _Handle(request_id, app)
         urls = {
-            part: self._http.own(said.get(f"{part}_url")) or "" for part in ("status", "response", "cancel")
+            part: address
+            for part in ("status", "response", "cancel")
+            if (address := self._http.own(said.get(f"{part}_url"))) and address != self._address(plain, part)
         }
         return Accepted(msgspec.json.encode(_Handle(request_id, app, **urls)).decode())
 
     async def poll(self, handle: str, job: RemoteJob) -> Underway | Finished:
         known = self._read(handle)
-        answer = await self._http.ask("GET", self._address(known, "status") + "?logs=1")
+        answer = await self._http.ask("GET", f"{self._address(known, 'status')}?logs=1", large=True)
         if not answer.ok:
             raise self._troubled(answer)
         said = answer.fields()
         state = said.get("status")
-        if state == "COMPLETED" or said.get("error") or state in _ENDED_BADLY:
+        if state == "COMPLETED" or _error_of(said):
             return await self._result(known, said, job)
         pause = retry_after(answer.headers)
         if state == "IN_PROGRESS":
             return Underway(bar_in(_log_text(said.get("logs")), f"running at {self.name}"), pause)
         position = said.get("queue_position")
-        before = f", {position} before it" if isinstance(position, int) and position > 0 else ""
+        known_place = type(position) is int and 0 < position < _MOST_PLACES
+        before = f", {position} before it" if known_place else ""
         return Underway(Progress(stage=f"queued at {self.name}{before}"), pause)
 
     async def cancel(self, handle: str) -> None:
@@ -171,76 +191,83 @@ class FalEngine:
 
     # -- results ----------------------------------------------------------------------------------------------
     async def _result(self, known: _Handle, said: dict[str, Any], job: RemoteJob) -> Underway | Finished:
-        answer = await self._http.ask("GET", self._address(known, "response"))
-        if answer.status == 202:
+        answer = await self._http.ask("GET", self._address(known, "response"), large=True)
+        problem = {} if answer.ok else answer.problem()
+        if _error_of(said):
+            raise self._failed(answer, said, job)
+        unfinished = answer.status == 400 and _UNFINISHED.search(_words_of(problem))
+        if answer.status == 202 or unfinished:
             return Underway(
                 Progress(fraction=1.0, stage=f"running at {self.name}"), retry_after(answer.headers)
             )
         if not answer.ok:
-            if answer.status == 400 and _UNFINISHED.search(_words_of(answer.problem())):
-                return Underway(Progress(fraction=1.0, stage=f"running at {self.name}"))
-            raise self._failed(answer, said, job)
-        if (problem := said.get("error")) or said.get("status") in _ENDED_BADLY:
-            words = self._http.clean(problem or said["status"])
-            kind = said.get("error_type")
-            raise self._refusal(
-                "remote_failed", f"The job failed at {self.name}: {words}", retryable=kind in _TRANSIENT
-            )
-        value = answer.json()
+            # What the job came to is there, and paid for: only the model's own words say that it failed.
+            raise self._failed(answer, said, job) if _decides(answer, problem) else self._later(answer)
+        value = self._shown(answer.json())
         found = files_in(value, job.model.output)
-        flags = value.get("has_nsfw_concepts") if isinstance(value, dict) else None
-        if isinstance(flags, list) and flags and len(flags) == len(found):
-            # fal blackens what its safety checker finds, and charges for it: such a picture is no result.
-            found = [one for one, flagged in zip(found, flags, strict=True) if flagged is not True]
-            if not found:
-                text = (
-                    f"{self.name} held back what was generated: its safety checker took it for unsafe content."
-                )
-                raise self._refusal("content_refused", text, billed=True)
         if not found:
             text = f"{self.name} says that the job succeeded, and its answer names no file."
-            raise self._refusal("remote_failed", text, billed=True)
+            raise RemoteRefused("remote_failed", text, billed=True)
         return Finished(await remote_files(found, job.folder, lambda url: self._http.own(url) is not None))
 
-    def _failed(
-        self, answer: Answer, said: dict[str, Any], job: RemoteJob
-    ) -> RemoteRefused | RemoteUnavailable | SubmitUnknown:
-        """Why a job that has ended has no result, or why that is not to be had now."""
+    def _shown(self, value: Any) -> Any:
+        """A result without the pictures that its safety checker has found unsafe: fal blackens those, and charges
+        for them. Raises RemoteRefused ``content_refused`` where nothing is left.
+        """
+        flags = value.get("has_nsfw_concepts") if isinstance(value, dict) else None
+        if flags is True or (isinstance(flags, list) and flags and all(flag is True for flag in flags)):
+            text = f"{self.name} held back what was generated: its safety checker took it for unsafe content."
+            raise RemoteRefused("content_refused", text, billed=True)
+        pictures = value.get("images") if isinstance(flags, list) else None
+        if isinstance(flags, list) and isinstance(pictures, list) and len(flags) == len(pictures):
+            left = [one for one, flag in zip(pictures, flags, strict=True) if flag is not True]
+            return value | {"images": left}
+        return value
+
+    def _failed(self, answer: Answer, said: dict[str, Any], job: RemoteJob) -> RemoteRefused:
+        """Why a job has failed. The answer of its result says it best, unless that is about who asks for it."""
         problem = answer.problem()
+        about_us = answer.ok or (answer.status in _NOT_OF_THE_JOB and not _decides(answer, problem))
+        problem = {} if about_us else problem
         first = _first(problem)
-        words = self._http.clean(_words_of(problem) or said.get("error") or "")
-        kind = (
-            first.get("type")
-            or problem.get("error_type")
-            or answer.headers.get("x-fal-error-type")
-            or said.get("error_type")
-        )
-        hint = answer.headers.get("x-fal-retryable", "").lower()
-        of_the_job = bool(kind or hint or said.get("error"))
-        if answer.status in (401, 402, 403, 408, 429) or answer.status >= 500 or answer.status < 400:
-            if not of_the_job:
-                return self._troubled(answer)
-        elif answer.status in (404, 410) and not said.get("error") and _UNKNOWN_JOB.search(words):
-            return trouble_of(answer, words)
-        retryable = hint == "true" or (hint != "false" and kind in _TRANSIENT)
+        words = self._http.clean(_words_of(problem) or _error_of(said) or "it gives no reason")
+        kind = _text(first.get("type")) or _text(said.get("error_type"))
+        kind = kind or ("" if about_us else _error_type(answer, problem))
+        hint = "" if about_us else answer.headers.get("x-fal-retryable", "").lower()
         if kind == _MODERATION:
             text = f"{self.name} refuses the content: {words}"
-            return self._refusal("content_refused", text, field=self._field(first, job.model), billed=True)
-        if answer.status in (400, 413, 415, 422) and not retryable and kind not in _TRANSIENT:
-            return self._refusal(
+            field = self._field(first, job.model)
+            return RemoteRefused("content_refused", text, field=field, billed=True)
+        retryable = hint == "true" or (hint != "false" and kind in _TRANSIENT)
+        if problem and answer.status in _BAD_INPUT and not retryable and kind not in _TRANSIENT:
+            return RemoteRefused(
                 "remote_refused",
                 f"{self.name} refuses the input: {_located(first)}{words}",
                 field=self._field(first, job.model),
                 billed=_worked(said),
             )
-        text = f"The job failed at {self.name} ({answer.status}){f': {words}' if words else ''}"
-        return self._refusal("remote_failed", text, retryable=retryable, billed=answer.status < 500)
+        free = kind in _TRANSIENT or answer.status >= 500
+        return RemoteRefused(
+            "remote_failed",
+            f"The job failed at {self.name}{f' ({answer.status})' if problem else ''}: {words}",
+            retryable=retryable,
+            billed=_worked(said) or not free,
+        )
+
+    def _later(self, answer: Answer) -> RemoteRefused | RemoteUnavailable | SubmitUnknown:
+        """Why the result of a job that has ended is not to be had now."""
+        problem = answer.problem()
+        if answer.status in (404, 410) and not _UNKNOWN_JOB.search(_own_words(problem)):
+            return answer.unreadable()
+        return self._troubled(answer)
 
     # -- errors -----------------------------------------------------------------------------------------------
     def _troubled(self, answer: Answer) -> RemoteRefused | RemoteUnavailable | SubmitUnknown:
         """What fal's own words make of an answer that is none of a model."""
         problem = answer.problem()
         words = self._http.clean(_words_of(problem))
+        if answer.status in (404, 405, 410) and not answer.submitted and not _lost(answer, problem):
+            return answer.unreadable()
         if answer.status == 403 and _LOCKED.search(words):
             return RemoteUnavailable("funds", f"the account at {self.name} is locked (403): {words}")
         if answer.status == 409:  # its own client tries that again, as it does a 429
@@ -249,33 +276,32 @@ class FalEngine:
                 f"{self.name} asks to try again (409): {words}",
                 retry_after=retry_after(answer.headers),
             )
-        own = bool(problem.get("detail") or problem.get("error_type"))
-        return trouble_of(answer, words, own_error=own)
+        return trouble_of(answer, words, own_error=bool(_error_type(answer, problem)))
 
     def _not_taken(
         self, answer: Answer, table: RemoteTable, model: Model
     ) -> RemoteRefused | RemoteUnavailable | SubmitUnknown:
         problem = answer.problem()
         first = _first(problem)
-        if answer.status not in (400, 413, 415, 422) or not problem:
+        if answer.status not in _BAD_INPUT or not problem:
             return self._troubled(answer)
         words = self._http.clean(_words_of(problem))
         field = self._field(first, model)
         if first.get("type") == _MODERATION:
-            return self._refusal("content_refused", f"{self.name} refuses the content: {words}", field=field)
+            return RemoteRefused("content_refused", f"{self.name} refuses the content: {words}", field=field)
         text = f"{self.name} refuses the input: {_located(first)}{words}"
-        return self._refusal("remote_refused", text, field=field)
+        return RemoteRefused("remote_refused", text, field=field)
 
     def _field(self, problem: dict[str, Any], model: Model) -> str | None:
         """The input of ours that ``problem`` speaks of; its ``loc`` is ``["body", "image_url"]``."""
         table = remote_table(model, self.kind)
-        return own_field(table, model, DEFAULTS, _place(problem)) if table is not None else None
+        return own_field(table, model, _defaults(model), _place(problem)) if table is not None else None
 
-    @staticmethod
-    def _refusal(
-        reason: str, text: str, *, field: str | None = None, retryable: bool = False, billed: bool = False
-    ) -> RemoteRefused:
-        return RemoteRefused(reason, text, field=field, retryable=retryable, billed=billed)
+
+def _defaults(model: Model) -> dict[str, str]:
+    """:data:`DEFAULTS` of a model's kind."""
+    pictures = model.output == "image"
+    return {name: role for name, role in DEFAULTS.items() if pictures or not name.startswith(_OF_PICTURES)}
 
 
 def _app_of(model: str) -> str | None:
@@ -297,8 +323,45 @@ async def _addressed(file: RemoteInput) -> str:
 
 
 def _log_text(logs: Any) -> str:
-    lines = logs if isinstance(logs, list) else []
-    return "\n".join(str(line.get("message", "")) for line in lines if isinstance(line, dict))
+    lines = [line.get("message") for line in logs if isinstance(line, dict)] if isinstance(logs, list) else []
+    return "\n".join(line for line in lines if isinstance(line, str))
+
+
+def _text(value: object) -> str:
+    return value if isinstance(value, str) else ""
+
+
+def _error_of(said: dict[str, Any]) -> Any:
+    """What a status says of a job that has failed; nothing where it has not."""
+    state = _text(said.get("status"))
+    return said.get("error") or (state if state in _ENDED_BADLY else None)
+
+
+def _error_type(answer: Answer, problem: dict[str, Any]) -> str:
+    """The queue's name of an error, in the body or the head, which no proxy writes. That the head has the id of a
+    request does not say as much: its own client takes it for a sign that the request has got there.
+    """
+    return _text(problem.get("error_type")) or answer.headers.get("x-fal-error-type", "")
+
+
+def _decides(answer: Answer, problem: dict[str, Any]) -> bool:
+    """Whether the answer of a result is the model's own refusal, and not trouble on the way to it."""
+    if not 400 <= answer.status < 500:
+        return False
+    listed = isinstance(problem.get("detail"), list) and answer.status not in _NOT_OF_THE_JOB
+    return listed or _MODERATION in (_first(problem).get("type"), _error_type(answer, problem))
+
+
+def _own_words(problem: dict[str, Any]) -> str:
+    """The words of an error of fal's. Proxies that speak of problems in JSON give them a ``title``."""
+    return "" if "title" in problem else _text(problem.get("detail"))
+
+
+def _lost(answer: Answer, problem: dict[str, Any]) -> bool:
+    """Whether fal itself says that there is no such job."""
+    words = _own_words(problem)
+    own = "x-fal-request-id" in answer.headers or _error_type(answer, problem)
+    return bool(words) and answer.status != 405 and bool(own or _UNKNOWN_JOB.search(words))
 
 
 def _worked(said: dict[str, Any]) -> bool:

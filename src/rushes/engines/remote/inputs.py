@@ -3,7 +3,7 @@
 import asyncio
 import base64
 import io
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -50,5 +50,23 @@ async def values(
     table: RemoteTable, job: RemoteJob, text: Callable[[RemoteInput], Awaitable[str]] = data_uri
 ) -> dict[str, Any]:
     """What the table's mapping makes of the job; ``text`` makes of a file what stands for it there."""
-    files = {name: await text(file) for name, file in job.files.items()}
-    return remote_values(table, job.input, job.roles, files)
+    return remote_values(table, job.input, job.roles, await texts(job, text))
+
+
+async def texts(job: RemoteJob, text: Callable[[RemoteInput], Awaitable[str]] = data_uri) -> dict[str, str]:
+    """What stands for each file of the job there, by field."""
+    return {name: await text(file) for name, file in job.files.items()}
+
+
+def unsent(texts: Mapping[str, str], sent: Any) -> Iterator[str]:
+    """The files, by field, whose text stands in no text anywhere in ``sent``."""
+    found = list(_texts(sent))
+    return (name for name, text in texts.items() if not any(text in one for one in found))
+
+
+def _texts(value: Any) -> Iterator[str]:
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, dict | list | tuple):
+        for below in value.values() if isinstance(value, dict) else value:
+            yield from _texts(below)

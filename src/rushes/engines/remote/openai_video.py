@@ -17,8 +17,9 @@ schema.py. SGLang reads fields out of a form only where it is multipart, and so 
 
 import asyncio
 import base64
-import binascii
 import contextlib
+import math
+import re
 import secrets
 from collections.abc import Mapping
 from pathlib import Path
@@ -29,7 +30,7 @@ import msgspec
 
 from rushes.catalog.model import FILE_ROLES, Model
 from rushes.catalog.remotes import RemoteTable, remote_table
-from rushes.engines.remote.answers import own_field
+from rushes.engines.remote.answers import input_values, own_field
 from rushes.engines.remote.base import (
     Accepted,
     Finished,
@@ -38,11 +39,12 @@ from rushes.engines.remote.base import (
     RemoteJob,
     RemoteRefused,
     RemoteUnavailable,
+    SubmitUnknown,
     Underway,
 )
 from rushes.engines.remote.configured import RemoteConfig
-from rushes.engines.remote.http import Answer, RemoteHTTP, retry_after, trouble_of
-from rushes.engines.remote.inputs import data_uri, values
+from rushes.engines.remote.http import Answer, RemoteHTTP, id_of, retry_after, trouble_of
+from rushes.engines.remote.inputs import data_uri
 from rushes.requests.record import Progress
 
 Endpoint = Literal["videos", "images", "tasks"]
@@ -51,6 +53,8 @@ Part = tuple[str, tuple[str | None, str | bytes] | tuple[str, bytes, str]]
 
 IMAGE_SECONDS: Final = 900.0
 """How long a synchronous image may take: LightX2V itself gives up after 600 seconds, others do not."""
+MOST_FILES: Final = 16
+"""Outputs of one request that are brought here."""
 _LONGEST_PAUSE: Final = 60.0
 _SEEDS: Final = 2**31
 """Seeds that are drawn here are below: NumPy takes no larger ones than 32 bits have."""
@@ -93,6 +97,10 @@ _MODERATED: Final = frozenset(
     {"moderation_blocked", "content_policy_violation", "content_filter", "sexual_content"}
 )
 _NO_FUNDS: Final = frozenset({"insufficient_quota", "billing_hard_limit_reached", "billing_not_active"})
+_GONE: Final = re.compile(r"\b(video|task)\b.*\bnot found", re.IGNORECASE | re.DOTALL)
+_FULL: Final = re.compile(r"\bqueue is full\b", re.IGNORECASE)
+"""What SGLang and LightX2V say in FastAPI's ``detail``, which a gateway may have too, but not in these words."""
+_LONGEST_DETAIL: Final = 300
 _PASSING: Final = frozenset({"server_error", "internal_error", "service_unavailable"})
 _SUFFIXES: Final = {
     "image/png": ".png",
@@ -135,14 +143,15 @@ class OpenAIVideoEngine:
         elif endpoint == "tasks":
             answer = await self._http.submit("POST", "tasks/video/", json=await _inlined(body, files))
         elif files:
-            answer = await self._images.submit("POST", "images/edits", files=await _form(body, files))
+            form = await _form(body, files)
+            answer = await self._images.submit("POST", "images/edits", files=form, large=True)
         else:
-            answer = await self._images.submit("POST", "images/generations", json=body)
+            answer = await self._images.submit("POST", "images/generations", json=body, large=True)
         fields = self._fields(answer, job, whole=endpoint == "images")
         if endpoint == "images":
-            return await self._image_files(answer, fields, job)
-        id_ = fields.get("task_id" if endpoint == "tasks" else "id")
-        if not isinstance(id_, str) or not id_:
+            return await self._image_files(fields, job)
+        id_ = id_of(fields.get("task_id" if endpoint == "tasks" else "id"))
+        if id_ is None:
             raise answer.unreadable()
         return Accepted(f"{endpoint}/{quote(id_, safe='')}")
 
@@ -164,6 +173,8 @@ class OpenAIVideoEngine:
                 raise RemoteRefused("remote_failed", f"The job was cancelled at {self.name}.", billed=True)
             case "expired":
                 raise RemoteRefused("remote_lost", f"{self.name} has removed the job already.", billed=True)
+            case str():  # a word that is not known here: it has not ended
+                return Underway(_progress(fields), _pause(answer))
         raise answer.unreadable()
 
     async def cancel(self, handle: str) -> None:
@@ -172,6 +183,7 @@ class OpenAIVideoEngine:
 
     async def close(self) -> None:
         await self._http.close()
+        await self._images.close()
 
     # -- the input --------------------------------------------------------------------------------------------
     async def _body(
@@ -185,15 +197,30 @@ class OpenAIVideoEngine:
             files[key] = file
             return key
 
+        tokens: dict[str, str] = {}
         if table.input:
-            body = await values(table, job, token)
+            body = await input_values(table, job, {}, token)
         else:
             tokens = {name: await token(file) for name, file in job.files.items()}
             body = _default_body(endpoint, job, tokens)
         if endpoint != "tasks":  # LightX2V has one model, and no field for it
             body = {"model": table.model} | body
         used = msgspec.json.encode(body).decode()
+        for name, key in tokens.items():
+            if key not in used:
+                raise self._left_out(job.model, name)
         return body, {key: file for key, file in files.items() if key in used}
+
+    def _left_out(self, model: Model, name: str) -> RemoteRefused:
+        """The error for a file that no field would get: the server would make something else, and not say so."""
+        role = next(field.role for field in model.inputs if field.name == name)
+        return RemoteRefused(
+            "remote_refused",
+            f"{self.name} is not told which field takes the file of {name}, and would leave it out. The operator "
+            f"names all fields in [engines.{self.kind}.input] of the model's manifest, this one as in "
+            f'last_image = "{role}", or has the model run elsewhere.',
+            field=name,
+        )
 
     # -- answers ----------------------------------------------------------------------------------------------
     def _fields(self, answer: Answer, job: RemoteJob, *, whole: bool = False) -> dict[str, Any]:
@@ -205,24 +232,34 @@ class OpenAIVideoEngine:
         problem = answer.problem()
         # OpenAI says it in an object "error" with message, type, param and code; old vLLM without that object around
         # it; FastAPI has "detail", a text or a list of objects with loc, msg and type.
-        error = problem.get("error")
+        # Gateways have a "message" or a "detail" too: only that object says that the API itself has looked at it.
+        error, detail, status = problem.get("error"), problem.get("detail"), answer.status
+        own = isinstance(error, dict) and bool(error)
         error = error if isinstance(error, dict) else problem
-        own = any(key in problem for key in ("error", "detail", "message"))
-        if not own and not answer.submitted and answer.status in (404, 405, 410):
+        text = detail[:_LONGEST_DETAIL] if isinstance(detail, str) else ""
+        if not own and not answer.submitted and status in (404, 405, 410) and not _GONE.search(text):
             # Not its API speaks, but something in front of it: the job may be there yet.
-            raise RemoteUnavailable("fault", f"{self.name} cannot be found at its address ({answer.status})")
+            raise RemoteUnavailable("fault", f"{self.name} cannot be found at its address ({status})")
         words = self._words(error.get("message") or error.get("detail") or problem.get("error") or "")
-        code = str(error.get("code") or "")
-        if _is_moderation(code, error.get("type")):
-            raise RemoteRefused("content_refused", f"{self.name} refuses the content: {words or code}")
+        if whole and (status == 408 or (status >= 500 and status != 503)):
+            # It had begun: sent again for as long as it is refused, a request that it cannot do would never end.
+            said = f"{self.name}: {words or status}"
+            if own and status in (500, 501):
+                raise RemoteRefused("remote_failed", said, billed=True)
+            raise SubmitUnknown(f"{said}; whether it made anything is not known")
+        code = str(error.get("code") or "") if own and status < 500 else ""
+        if _is_moderation(code, error.get("type") if own else ""):
+            # Before anything was made only where a job would have come of it.
+            raise RemoteRefused(
+                "content_refused",
+                f"{self.name} refuses the content: {words or code}",
+                billed=whole or not answer.submitted,
+            )
         if code in _NO_FUNDS:
             raise RemoteUnavailable("funds", f"the account at {self.name} has no money left: {words}")
         if code == "model_not_found":
             raise RemoteUnavailable("model", f"{self.name} does not know the model: {words}")
-        if answer.submitted and own and whole and answer.status in (500, 504):
-            # It had begun: sent again for as long as it is refused, a request that it cannot do would never end.
-            raise RemoteRefused("remote_failed", f"{self.name}: {words or answer.status}", retryable=True)
-        trouble = trouble_of(answer, words, own_error=own)
+        trouble = trouble_of(answer, words, own_error=own or (status == 503 and bool(_FULL.search(text))))
         if isinstance(trouble, RemoteRefused) and answer.submitted:
             trouble.field = self._field(error, job)
         raise trouble
@@ -263,9 +300,10 @@ class OpenAIVideoEngine:
         given = error if isinstance(error, dict) else {}
         code = str(given.get("code") or fields.get("error_type") or "")
         words = self._words(given.get("message") or error or "it gave no reason")
+        # Whether a vendor charges for what it began is not known here.
         if _is_moderation(code):
-            return RemoteRefused("content_refused", f"{self.name} refuses the content: {words}")
-        return RemoteRefused("remote_failed", f"{self.name}: {words}", retryable=code in _PASSING)
+            return RemoteRefused("content_refused", f"{self.name} refuses the content: {words}", billed=True)
+        return RemoteRefused("remote_failed", f"{self.name}: {words}", retryable=code in _PASSING, billed=True)
 
     def _video(self, url: Any, path: str) -> RemoteFile:
         """The video of a completed job. SGLang with a bucket of its own gives ``url``, and has no content then."""
@@ -274,20 +312,28 @@ class OpenAIVideoEngine:
         return RemoteFile(f"{self._http.base_url}/{path}", keyed=True)
 
     def _remote_file(self, url: str) -> RemoteFile:
-        whole = urljoin(self.origin, url)
-        return RemoteFile(whole, keyed=self._http.own(whole) is not None)
+        try:
+            whole = urljoin(self.origin, url)
+        except ValueError:
+            raise self._unreadable("address") from None
+        own = self._http.own(whole)
+        return RemoteFile(own or whole, keyed=own is not None)
 
-    async def _image_files(self, answer: Answer, fields: dict[str, Any], job: RemoteJob) -> Finished:
+    def _unreadable(self, what: str) -> RemoteRefused:
+        text = f"{self.name} gave an {what} of its output that cannot be read."
+        return RemoteRefused("remote_failed", text, billed=True)
+
+    async def _image_files(self, fields: dict[str, Any], job: RemoteJob) -> Finished:
         data, size = fields.get("data"), job.roles.get("resolution")
         files = []
-        for number, entry in enumerate(data if isinstance(data, list) else [], 1):
+        for number, entry in enumerate(data[:MOST_FILES] if isinstance(data, list) else [], 1):
             given = entry if isinstance(entry, dict) else {}
             if isinstance(text := given.get("b64_json"), str) and text:
                 path = job.folder / f"answer-{number}"
                 try:
                     await asyncio.to_thread(_write, text, path)
-                except binascii.Error:
-                    raise answer.unreadable() from None
+                except ValueError:
+                    raise self._unreadable("encoding") from None
                 files.append(RemoteFile(path=path, size=size))
             elif isinstance(url := given.get("url"), str) and url:
                 files.append(msgspec.structs.replace(self._remote_file(url), size=size))
@@ -372,7 +418,7 @@ def _progress(fields: Mapping[str, Any]) -> Progress:
     percent = fields.get("progress")
     if not isinstance(percent, int | float):
         return Progress()
-    return Progress(fraction=min(max(float(percent), 0.0), 100.0) / 100)
+    return Progress(fraction=float(min(max(percent, 0.0), 100.0)) / 100)
 
 
 def _pause(answer: Answer) -> float | None:
@@ -381,4 +427,6 @@ def _pause(answer: Answer) -> float | None:
         milliseconds = float(answer.headers["openai-poll-after-ms"])
     except (KeyError, ValueError):
         return retry_after(answer.headers)
+    if not math.isfinite(milliseconds):
+        return None
     return min(max(milliseconds / 1000, 0.0), _LONGEST_PAUSE)

@@ -1,10 +1,9 @@
 """The files that a remote made, onto this machine: through the guarded fetcher, whoever names the address.
 
-What arrives is only sniffed; the worker has it inspected before it is stored, and before :func:`conform` decodes it.
+What arrives is only sniffed, never decoded in this process; the worker has it inspected before it is stored.
 """
 
 import asyncio
-import errno
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Final
@@ -14,12 +13,13 @@ import msgspec
 from rushes.engines.remote.base import RemoteFile
 from rushes.errors import EngineError, MediaError, StoreUnavailable
 from rushes.media.fetch import BadStatus, Fetched, FetchPolicy, fetch
+from rushes.media.inspector import Inspector
 from rushes.media.sniff import SNIFF_BYTES, Kind, sniff
 
-MAX_BYTES: Final = 2_000_000_000
+MAX_BYTES: Final[Mapping[Kind, int]] = {"image": 200_000_000, "video": 2_000_000_000}
 """Of one output. More than of an input: the operator pays for it, and chose who makes it."""
 SECONDS: Final = 900.0
-"""For one output, where the policy does not give more: a video of that size at 20 Mbit/s."""
+"""For one output, where the policy does not give more: the largest video at 20 Mbit/s."""
 _EXPIRED: Final = frozenset({401, 403, 404, 410})
 """What hosts say of a signed address whose time is over; of some it is 404, as they have removed the file."""
 _WORDS: Final = {
@@ -70,7 +70,7 @@ async def fetch_output(
         policy,
         origins=(engine_origin,),
         seconds=max(policy.seconds, SECONDS),
-        max_bytes=dict.fromkeys(("image", "video"), MAX_BYTES),
+        max_bytes=MAX_BYTES,
     )
     try:
         return await fetch(
@@ -99,7 +99,7 @@ def _given(path: Path, media: Kind | None) -> Fetched:
         raise _not_fetched("input_not_media")
     if media and sniffed.kind != media:
         raise _not_fetched("input_wrong_kind")
-    if size > MAX_BYTES:
+    if size > MAX_BYTES[sniffed.kind]:
         raise _not_fetched("input_too_large")
     return Fetched(path, size, sniffed.kind, sniffed.content_type, sniffed.extension)
 
@@ -114,36 +114,12 @@ def _not_fetched(reason: str) -> OutputNotFetched:
     )
 
 
-async def conform(path: Path, size: tuple[int, int]) -> None:
-    """Bring the picture at ``path`` to exactly ``size``, width and height in pixels: scaled until it covers it, and
-    cropped evenly. Afterwards it is an upright RGB PNG. Give it only what the inspector has accepted.
+async def conform(inspector: Inspector, path: Path, size: tuple[int, int]) -> Path:
+    """A copy of the picture at ``path``, beside it, of exactly ``size``, width and height in pixels: scaled until it
+    covers it, and cropped evenly; an upright RGB PNG in sRGB, without alpha. The inspector's child does it.
 
-    Raises MediaError where it cannot be decoded all the same, and StoreUnavailable where it cannot be written.
+    Raises MediaError where it cannot be decoded, and StoreUnavailable where the copy cannot be written.
     """
-    await asyncio.to_thread(_conform, path, size)
-
-
-def _conform(path: Path, size: tuple[int, int]) -> None:
-    from PIL import Image, ImageOps
-
-    made = path.with_name(path.name + ".conformed")
-    try:
-        with Image.open(path) as opened:
-            if opened.size == size and opened.format == "PNG" and opened.mode == "RGB":
-                return
-            picture = ImageOps.exif_transpose(opened).convert("RGB")
-        if picture.size != size:
-            picture = ImageOps.fit(picture, size, method=Image.Resampling.LANCZOS)
-        picture.info.clear()
-        picture.save(made, "PNG", compress_level=4)
-        made.replace(path)
-    except OSError as error:
-        made.unlink(missing_ok=True)
-        if error.errno is not None:  # the disk's; a decoder's has no number
-            full = error.errno in (errno.ENOSPC, errno.EDQUOT)
-            words = "The disk for outputs is full." if full else "The folder for outputs cannot be written to."
-            raise StoreUnavailable(words) from error
-        raise MediaError("input_unreadable", "The picture cannot be decoded.") from None
-    except (ValueError, SyntaxError, EOFError, Image.DecompressionBombError):
-        made.unlink(missing_ok=True)
-        raise MediaError("input_unreadable", "The picture cannot be decoded.") from None
+    made = path.with_name(f"{path.name}.conformed.png")
+    await inspector.normalise(path, made, "image", size=size)
+    return made

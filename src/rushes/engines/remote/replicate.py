@@ -22,7 +22,14 @@ import msgspec
 
 from rushes.catalog.model import Model
 from rushes.catalog.remotes import remote_table
-from rushes.engines.remote.answers import bar_in, files_in, input_values, own_field, remote_files
+from rushes.engines.remote.answers import (
+    LONGEST_ADDRESS,
+    bar_in,
+    files_in,
+    input_values,
+    own_field,
+    remote_files,
+)
 from rushes.engines.remote.base import (
     Accepted,
     Finished,
@@ -34,7 +41,7 @@ from rushes.engines.remote.base import (
     Underway,
 )
 from rushes.engines.remote.configured import RemoteConfig
-from rushes.engines.remote.http import LONGEST_PAUSE, Answer, RemoteHTTP, retry_after, trouble_of
+from rushes.engines.remote.http import LONGEST_PAUSE, Answer, RemoteHTTP, id_of, retry_after, trouble_of
 from rushes.engines.remote.inputs import data_uri
 from rushes.requests.record import Progress
 
@@ -66,11 +73,14 @@ _TRANSIENT: Final = re.compile(
     r"\b(?:E6716|E8765|E9243)\b|prediction interrupted|please retry|director: unexpected error", re.IGNORECASE
 )
 """Failures of the platform, by its error codes and words: the prediction did not start, or its machine went away."""
+_OF_PROXIES: Final = frozenset({"type", "instance", "error_code", "cloudflare_error", "ray_id"})
+"""Keys of the problem details that networks in front of an API write, and Replicate does not."""
 
 
 class _Handle(msgspec.Struct, frozen=True, omit_defaults=True):
     id: str
     get: str = ""
+    """This address and the next are kept where they are others than Replicate's documents describe."""
     cancel: str = ""
 
 
@@ -110,20 +120,24 @@ class ReplicateEngine:
         path = f"v1/models/{quote(name, safe='/')}/predictions"
         if version:
             path, body = "v1/predictions", {"version": version} | body
-        answer = await self._http.submit("POST", path, json=body)
+        answer = await self._http.submit("POST", path, json=body, large=True)  # it comes with the whole input
         if not answer.ok:
             raise self._troubled(answer, job.model)
         said = answer.fields()
-        prediction = said.get("id")
-        if not isinstance(prediction, str) or not prediction:
+        prediction = id_of(said.get("id"))
+        if prediction is None:
             raise SubmitUnknown(f"{self.name} answers the request without an id of it")
-        urls = said.get("urls")
+        plain, urls = _Handle(prediction), said.get("urls")
         given = urls if isinstance(urls, dict) else {}
-        known = {part: self._http.own(given.get(part)) or "" for part in ("get", "cancel")}
+        known = {
+            part: address
+            for part in ("get", "cancel")
+            if (address := self._http.own(given.get(part))) and address != self._address(plain, part)
+        }
         return Accepted(msgspec.json.encode(_Handle(prediction, **known)).decode())
 
     async def poll(self, handle: str, job: RemoteJob) -> Underway | Finished:
-        answer = await self._http.ask("GET", self._address(self._read(handle), "get"))
+        answer = await self._http.ask("GET", self._address(self._read(handle), "get"), large=True)
         if not answer.ok:
             raise self._troubled(answer, job.model)
         said = answer.fields()
@@ -173,7 +187,7 @@ class ReplicateEngine:
             raise self._not_uploaded(answer)
         urls = said.get("urls")
         address = urls.get("get") if isinstance(urls, dict) else None
-        if not isinstance(address, str) or not address:
+        if not isinstance(address, str) or not 0 < len(address) <= LONGEST_ADDRESS:
             raise RemoteUnavailable("fault", f"{self.name} took an input file and gave no address of it")
         return address
 
@@ -198,7 +212,7 @@ class ReplicateEngine:
         """The address that Replicate gave, where our key may go there; else the one that its documents describe."""
         if given := self._http.own(getattr(known, part)):
             return given
-        built = f"v1/predictions/{quote(known.id, safe='')}"
+        built = f"{self._http.base_url}/v1/predictions/{quote(known.id, safe='')}"
         return built if part == "get" else f"{built}/{part}"
 
     # -- results ----------------------------------------------------------------------------------------------
@@ -217,7 +231,8 @@ class ReplicateEngine:
         words = self._http.clean(raw) if raw else "it gives no reason"
         billed = _worked(said)
         if _MODERATION.search(words):
-            return RemoteRefused("content_refused", f"{self.name} refuses the content: {words}", billed=billed)
+            # Of the input or of what was generated from it: that is not told apart.
+            return RemoteRefused("content_refused", f"{self.name} refuses the content: {words}", billed=True)
         if _INPUT.search(words):
             field = self._field(_named(words), model)
             text = f"{self.name} refuses the input: {words}"
@@ -237,7 +252,12 @@ class ReplicateEngine:
             return RemoteUnavailable("model", f"{self.name} does not run this model ({answer.status}): {words}")
         if answer.submitted and answer.status in (400, 422) and problem:
             return self._refused(problem, words, model)
-        trouble = trouble_of(answer, words, own_error=bool(problem.get("detail") or problem.get("title")))
+        own = _is_own(answer, problem)
+        lost = own and answer.status != 405
+        if answer.status in (404, 405, 410) and not answer.submitted and not lost:
+            return answer.unreadable()
+        # A fault of 500 says nothing of whether the prediction was made before it.
+        trouble = trouble_of(answer, words, own_error=own and answer.status == 503)
         if isinstance(trouble, RemoteUnavailable) and trouble.trouble == "throttled":
             return RemoteUnavailable("throttled", trouble.why, retry_after=_pause(trouble, problem))
         return trouble
@@ -259,9 +279,17 @@ class ReplicateEngine:
 
 
 def _worked(said: dict[str, Any]) -> bool:
-    """Whether the prediction was at work for a time, which is charged."""
+    """Whether the prediction was at work for a time, which is charged; where it does not say for how long, whether it
+    began.
+    """
     metrics = said.get("metrics")
-    return isinstance(metrics, dict) and bool(metrics.get("predict_time"))
+    return bool(metrics.get("predict_time") if isinstance(metrics, dict) else said.get("started_at"))
+
+
+def _is_own(answer: Answer, problem: dict[str, Any]) -> bool:
+    """Whether an error is of Replicate's API: ``detail`` and ``status``, and nothing that proxies add to those."""
+    said = isinstance(problem.get("detail"), str) and problem.get("status") == answer.status
+    return said and not _OF_PROXIES & problem.keys()
 
 
 def _words_of(problem: dict[str, Any]) -> str:
@@ -282,6 +310,6 @@ def _pause(trouble: RemoteUnavailable, problem: dict[str, Any]) -> float | None:
         return trouble.retry_after
     said = problem.get("retry_after")
     if isinstance(said, bool) or not isinstance(said, int | float):
-        found = re.search(r"resets in ~?(\d+(?:\.\d+)?)\s*s", _words_of(problem))
+        found = re.search(r"resets in ~?(\d{1,9}(?:\.\d{1,9})?)\s*s", _words_of(problem))
         said = float(found[1]) if found else None
-    return min(max(float(said), 0.0), LONGEST_PAUSE) if said is not None else None
+    return float(min(max(said, 0.0), LONGEST_PAUSE)) if said is not None else None

@@ -3,18 +3,21 @@
 The other server has the same models under the same ids, or under those that a manifest names, and takes the same
 input: every value goes over as it is. Sources: RunComfy's "Async queue endpoints" (submit, status, result, cancel)
 and "Error codes"; docs/api.md for what a Rushes adds (``progress``, ``stage``, ``eta``, ``detail``, the ``code`` of
-an ``error``). RunComfy's own client takes a top-level ``error_code`` for an error under status 200 too.
+an ``error``). RunComfy's own client takes a top-level ``error_code`` for an error under status 200 too. Its documents
+want input files as public https addresses, which its own client does not keep to.
 """
 
 import asyncio
 import contextlib
 from typing import Any, Final
-from urllib.parse import quote, urljoin
+from urllib.parse import quote, urljoin, urlsplit
 
 import msgspec
 
+from rushes import log
 from rushes.catalog.model import Model
 from rushes.catalog.remotes import RemoteTable, remote_table
+from rushes.engines.remote.answers import input_values
 from rushes.engines.remote.base import (
     Accepted,
     Finished,
@@ -27,14 +30,24 @@ from rushes.engines.remote.base import (
     Underway,
 )
 from rushes.engines.remote.configured import RemoteConfig
-from rushes.engines.remote.http import Answer, RemoteHTTP, retry_after, trouble_of
-from rushes.engines.remote.inputs import data_uri, values
+from rushes.engines.remote.http import Answer, RemoteHTTP, id_of, retry_after, trouble_of
+from rushes.engines.remote.inputs import data_uri
 from rushes.requests.record import Progress
 
 HOPS_HEADER: Final = "X-Rushes-Hops"
 """Tells another Rushes that a server passes the request on, so that two do not pass it back and forth for ever."""
 DATA_BYTES: Final = 40_000_000
 """Bytes of the largest file that goes over inside the JSON: base64 adds a third, and a body ends at 64 MiB."""
+MOST_FILES: Final = 16
+"""Outputs of one request that are brought here."""
+MOST_USD: Final = 10_000.0
+"""The largest cost of one request that is believed."""
+VENDOR_DOMAIN: Final = "runcomfy.net"
+"""Where RunComfy itself is."""
+_LONGEST_ADDRESS: Final = 2048
+_LONGEST_STAGE: Final = 60
+_LONGEST_ETA: Final = 1e9
+_STATES: Final = ("in_queue", "in_progress", "completed", "succeeded", "failed", "cancelled")
 _STATUS: Final = {400001: 404, 400002: 402, 400004: 401}
 """What codes mean that do not begin with the HTTP status of it. 400001 is an identifier that cannot be one."""
 _MODERATED: Final = frozenset({"content_refused", "content_policy_violation", "moderation_blocked"})
@@ -47,7 +60,9 @@ _PASSING: Final = frozenset(
 
 
 class _Task(msgspec.Struct, frozen=True, omit_defaults=True):
-    """A handle. The addresses are those that the server gave, where they are at its own origin."""
+    """A handle. The addresses are those that the server gave, where they are at its own origin and sign nothing: a
+    handle is kept, and logged.
+    """
 
     id: str
     status: str = ""
@@ -66,6 +81,7 @@ class RunComfyEngine:
         headers = {"Authorization": f"Bearer {config.key.value}"} if config.key else {}
         self._http = RemoteHTTP(config.name, config.base_url, headers, seconds)
         self.origin = self._http.origin
+        self._files_as = "url" if at_runcomfy(config.base_url) else "data"
 
     def serves(self, model: Model) -> bool:
         return remote_table(model, self.kind) is not None
@@ -85,12 +101,10 @@ class RunComfyEngine:
             headers={HOPS_HEADER: str(job.hops + 1)},
         )
         fields = self._fields(answer, job)
-        id_ = fields.get("request_id")
-        if not isinstance(id_, str) or not id_:
+        id_ = id_of(fields.get("request_id"))
+        if id_ is None:
             raise answer.unreadable()
-        urls = {
-            verb: self._http.own(fields.get(f"{verb}_url")) or "" for verb in ("status", "result", "cancel")
-        }
+        urls = {verb: self._address(fields.get(f"{verb}_url")) for verb in ("status", "result", "cancel")}
         return Accepted(msgspec.json.encode(_Task(id_, **urls)).decode())
 
     async def poll(self, handle: str, job: RemoteJob) -> Underway | Finished:
@@ -98,19 +112,20 @@ class RunComfyEngine:
         answer = await self._http.ask("GET", task.status or _path(task, "status"))
         fields = self._fields(answer, job)
         if fields.get("status") in ("in_queue", "in_progress"):
-            return Underway(_progress(fields), retry_after(answer.headers))
+            return Underway(self._progress(fields), retry_after(answer.headers))
         url = task.result or _path(task, "result")
-        answer = await self._http.ask("GET", f"{url}{'&' if '?' in url else '?'}include_cost=true")
+        answer = await self._http.ask("GET", f"{url}?include_cost=true")
         fields = self._fields(answer, job)
         match fields.get("status"):
             case "succeeded":
-                return Finished(self._files(fields, job), _cost(fields))
+                return Finished(self._files(fields, job), self._cost(fields))
             case "failed":
                 raise self._failed(fields, job)
             case "cancelled":
-                raise RemoteRefused("remote_failed", f"The request was cancelled at {self.name}.")
-            case "in_queue" | "in_progress":
-                return Underway(_progress(fields), retry_after(answer.headers))
+                text = f"The request was cancelled at {self.name}."
+                raise RemoteRefused("remote_failed", text, billed=self._cost(fields) != 0.0)
+            case str():  # one of the others, or a word that is not known here: it has not ended
+                return Underway(self._progress(fields), retry_after(answer.headers))
         raise answer.unreadable()
 
     async def cancel(self, handle: str) -> None:
@@ -123,7 +138,7 @@ class RunComfyEngine:
 
     # -- the input --------------------------------------------------------------------------------------------
     async def _input(self, table: RemoteTable, job: RemoteJob) -> dict[str, Any]:
-        prefer_url = table.options.get("files") == "url"
+        prefer_url = table.options.get("files", self._files_as) == "url"
 
         async def text(file: RemoteInput) -> str:
             if file.url and prefer_url:
@@ -134,7 +149,7 @@ class RunComfyEngine:
             return file.url or await self._upload(file)
 
         if table.input:
-            return await values(table, job, text)
+            return await input_values(table, job, {}, text)
         body = dict(job.input)
         for name, file in job.files.items():
             try:
@@ -158,8 +173,8 @@ class RunComfyEngine:
                     f"A file of {len(content):,} bytes can be sent to {self.name} by a public https:// address "
                     "alone. Submit its address, or make it smaller.",
                 )
-            id_ = self._fields(answer, None).get("id")
-            if not isinstance(id_, str) or not id_:
+            id_ = id_of(self._fields(answer, None).get("id"))
+            if id_ is None:
                 raise answer.unreadable()
         except SubmitUnknown as error:
             raise RemoteUnavailable("fault", error.why) from None
@@ -169,13 +184,21 @@ class RunComfyEngine:
     def _fields(self, answer: Answer, job: RemoteJob | None) -> dict[str, Any]:
         """The object that the answer holds. Raises what an error in it stands for."""
         problem = answer.problem()
-        code = problem.get("error_code")
+        if answer.ok and problem.get("status") in _STATES and (not answer.submitted or "request_id" in problem):
+            return problem  # such as "failed" with a code beside it
+        code = _code(problem)
         if answer.ok and code is None:
             return answer.fields()
-        own = code is not None or "error" in problem or "detail" in problem
-        status = answer.status
-        if isinstance(code, int) and answer.status in (200, 400):
-            status = _STATUS.get(code, code // 1000)
+        status, known = answer.status, code is not None and 100_000 <= code <= 999_999
+        # What stands before a server has error codes too, but not such ones: Cloudflare's are the HTTP status.
+        own = known and any(
+            problem.get(key) and isinstance(problem[key], str) for key in ("error_message", "message")
+        )
+        if answer.ok:
+            # With an id beside it nobody can tell whether it was taken.
+            own = known and not (answer.submitted and "request_id" in problem)
+        if code is not None and (answer.ok or (own and status == 400)):
+            status = _status(code)
         if not own and not answer.submitted and status in (404, 405, 410):
             # Not its API speaks, but something in front of it: the job may be there yet.
             raise RemoteUnavailable("fault", f"{self.name} cannot be found at its address ({status})")
@@ -183,7 +206,7 @@ class RunComfyEngine:
             (problem[key] for key in ("error_message", "message", "error", "detail") if problem.get(key)), ""
         )
         error = trouble_of(
-            msgspec.structs.replace(answer, status=status if own else answer.status),
+            msgspec.structs.replace(answer, status=status),
             self._http.clean(words) if words else "",
             own_error=own,
         )
@@ -199,19 +222,56 @@ class RunComfyEngine:
         if not found:
             gone = "has removed the files already" if fields.get("expired_at") else "succeeded without any file"
             raise RemoteRefused("remote_lost", f"{self.name} {gone}.", billed=True)
-        urls = [urljoin(self.origin, url) for url in found]
-        return tuple(RemoteFile(url, keyed=self._http.own(url) is not None) for url in urls)
+        return tuple(self._file(url) for url in found[:MOST_FILES])
+
+    def _file(self, url: str) -> RemoteFile:
+        try:
+            whole = urljoin(self.origin, url)
+        except ValueError:
+            text = f"{self.name} gave an address of its output that cannot be read."
+            raise RemoteRefused("remote_failed", text, billed=True) from None
+        own = self._http.own(whole)
+        return RemoteFile(own or whole, keyed=own is not None)
+
+    def _address(self, url: Any) -> str:
+        """``url`` where it may stand in a handle; else "", and it is built from the id."""
+        own = self._http.own(url) or ""
+        return own if len(own) <= _LONGEST_ADDRESS and "?" not in own else ""
+
+    def _progress(self, fields: dict[str, Any]) -> Progress:
+        """How far it is there: the place in the other queue, or what its engine says."""
+        if fields.get("status") == "in_queue":
+            place = fields.get("queue_position")
+            known = type(place) is int and 0 < place < _LONGEST_ETA
+            return Progress(stage=f"queued, place {place}" if known else "queued")
+        fraction, eta, stage = fields.get("progress"), fields.get("eta"), fields.get("stage")
+        return Progress(
+            fraction=float(min(max(fraction, 0.0), 1.0)) if isinstance(fraction, int | float) else 0.0,
+            stage=self._http.clean(stage)[:_LONGEST_STAGE] if isinstance(stage, str) else "",
+            eta=float(eta) if isinstance(eta, int | float) and 0 <= eta <= _LONGEST_ETA else None,
+        )
+
+    def _cost(self, fields: dict[str, Any]) -> float | None:
+        """In USD; None where the remote does not say, or says what cannot be."""
+        cost = fields.get("cost")
+        if isinstance(cost, int | float) and not isinstance(cost, bool) and 0 <= cost <= MOST_USD:
+            return float(cost)
+        if cost is not None:
+            log.event("remote cost not believed", remote=self.name, cost=self._http.clean(cost)[:60])
+        return None
 
     def _failed(self, fields: dict[str, Any], job: RemoteJob) -> RemoteRefused:
-        """The error of a failed result: a Rushes has ``code``, ``message`` and ``field``, others anything."""
+        """The error of a failed result: a Rushes has ``code``, ``message`` and ``field``, others anything, or
+        ``error_code`` and ``error_message`` beside the state.
+        """
         error = fields.get("error")
         error = error[0] if isinstance(error, list) and error else error
         given = error if isinstance(error, dict) else {}
         code = str(next((given[key] for key in ("code", "error_code", "errorCode") if given.get(key)), ""))
+        code = code or str(fields.get("error_code") or "")
         keys = ("message", "error_message", "error")
-        words = next(
-            (given[key] for key in keys if isinstance(given.get(key), str)), error or "it gave no reason"
-        )
+        words = next((given[key] for key in keys if isinstance(given.get(key), str)), error)
+        words = words or fields.get("error_message") or fields.get("message") or "it gave no reason"
         reason = "remote_failed"
         if code in _MODERATED or "moderation" in code:
             reason = "content_refused"
@@ -226,7 +286,7 @@ class RunComfyEngine:
             f"{self.name}: {said}" + (f" ({self._http.clean(code)})" if code and code not in said else ""),
             field=field if isinstance(field, str) and field in job.input else None,
             retryable=code in _PASSING,
-            billed=_cost(fields) != 0.0,
+            billed=self._cost(fields) != 0.0,
         )
 
 
@@ -234,32 +294,31 @@ def _path(task: _Task, verb: str) -> str:
     return f"v1/requests/{quote(task.id, safe='')}/{verb}"
 
 
-def _progress(fields: dict[str, Any]) -> Progress:
-    """How far it is there: the place in the other queue, or what its engine says."""
-    if fields.get("status") == "in_queue":
-        place = fields.get("queue_position")
-        return Progress(stage=f"queued, place {place}" if isinstance(place, int) else "queued")
-    fraction, eta, stage = fields.get("progress"), fields.get("eta"), fields.get("stage")
-    return Progress(
-        fraction=min(max(float(fraction), 0.0), 1.0) if isinstance(fraction, int | float) else 0.0,
-        stage=stage[:60] if isinstance(stage, str) else "",
-        eta=float(eta) if isinstance(eta, int | float) and eta >= 0 else None,
-    )
+def at_runcomfy(base_url: str) -> bool:
+    """Whether this is RunComfy itself, which wants files as addresses, and not another server of its wire."""
+    return f".{urlsplit(base_url).hostname}".endswith(f".{VENDOR_DOMAIN}")
 
 
-def _cost(fields: dict[str, Any]) -> float | None:
-    cost = fields.get("cost")
-    if isinstance(cost, bool) or not isinstance(cost, int | float) or cost < 0:
-        return None
-    return float(cost)
+def _code(fields: dict[str, Any]) -> int | None:
+    """The code of an error; 0 where it is none of this wire, None where there is no error."""
+    code = fields.get("error_code")
+    if isinstance(code, str) and code.isascii() and code.isdecimal():
+        code = int(code) if len(code) < 10 else 1
+    return (code if type(code) is int else 0) if code else None
 
 
-def _urls(value: Any) -> list[str]:
+def _status(code: int) -> int:
+    """The HTTP status that a code stands for: 400 where it says nothing."""
+    status = _STATUS.get(code, code // 1000)
+    return status if 400 <= status < 600 else 400
+
+
+def _urls(value: Any, depth: int = 3) -> list[str]:
     """The addresses in a value of ``output``, each once: a text, a list of them, or objects with a ``url``."""
     found: dict[str, None] = {}
     for item in value if isinstance(value, list) else [value]:
-        if isinstance(item, list):
-            found |= dict.fromkeys(_urls(item))
+        if isinstance(item, list) and depth:
+            found |= dict.fromkeys(_urls(item, depth - 1))
         url = item.get("url") if isinstance(item, dict) else item
         if isinstance(url, str) and url.startswith(("https://", "http://", "/")):
             found[url] = None
