@@ -9,7 +9,7 @@ import math
 import os
 import re
 import tomllib
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Final, Literal, NamedTuple, get_args, get_origin
 from urllib.parse import urlsplit
@@ -198,15 +198,9 @@ def setting_names() -> tuple[str, ...]:
 
 
 def setting_help(name: str) -> str:
-    """The sentence that documents a setting."""
-    info = msgspec.inspect.type_info(Settings)
-    assert isinstance(info, msgspec.inspect.StructType)
-    for field in info.fields:
-        if field.name == name:
-            meta = field.type
-            assert isinstance(meta, msgspec.inspect.Metadata)
-            return str((meta.extra_json_schema or {}).get("description", ""))
-    raise KeyError(name)
+    """The sentence that documents a setting. Raises KeyError where there is no such setting."""
+    types = {field.name: field.type for field in msgspec.structs.fields(Settings)}
+    return str(get_args(types[name])[1].description)
 
 
 def load(
@@ -239,14 +233,13 @@ def load(
             try:
                 converted[field.name] = _value(field, values[field.name])
             except (msgspec.ValidationError, TypeError, ValueError) as error:
-                shown = _HIDDEN.sub("***", repr(values[field.name]))
-                problems.append(f"{origin[field.name]}: {field.name} cannot be {shown}: {error}")
+                what = field.name
+                if what != "remotes":  # whose entries may have keys in them by mistake
+                    what += f" cannot be {_HIDDEN.sub('***', repr(values[what]))}"
+                problems.append(f"{origin[field.name]}: {what}: {error}")
     if problems:
         raise SettingsError("\n".join(problems))
     settings = _with_comfyui(Settings(**converted), values)
-    names = [remote_of(text).name for text in settings.remotes]
-    if twice := next((name for name in names if names.count(name) > 1), ""):
-        raise SettingsError(f"remotes names {twice} twice; give one of them another name: other={twice}@…")
     if settings.engine == "wan" and settings.wan_device != "cpu" and "workers" not in values:
         return msgspec.structs.replace(settings, workers=max(1, cards() // settings.wan_cards))
     return settings
@@ -327,6 +320,8 @@ def _value(field: Any, value: Any) -> Any:
         for part in made if isinstance(made, tuple) else (made,):
             if part:
                 check(part)
+    if field.name == "remotes":
+        remotes_of(made)
     return tuple(map(server_address, made)) if field.name == "comfyui_urls" else made
 
 
@@ -338,19 +333,10 @@ def _check_word(word: str, known: tuple[str, ...]) -> None:
 
 
 def _switch(value: Any) -> bool:
-    known = {
-        "on": True,
-        "yes": True,
-        "true": True,
-        "1": True,
-        "off": False,
-        "no": False,
-        "false": False,
-        "0": False,
-    }
-    if str(value).lower() not in known:
+    word = str(value).lower()
+    if word not in ("on", "yes", "true", "1", "off", "no", "false", "0"):
         raise ValueError("it is a switch: on or off")
-    return known[str(value).lower()]
+    return word in ("on", "yes", "true", "1")
 
 
 def server_address(text: str) -> str:
@@ -380,16 +366,40 @@ class Remote(NamedTuple):
     """A base URL in its one form, a region, or "" for the kind's own."""
 
 
+def key_variable(name: str) -> str:
+    """The variable of the key of the remote ``name``, wherever it is."""
+    return f"{PREFIX}REMOTE_{re.sub('[^A-Z0-9]', '_', name.upper())}_KEY"
+
+
+def remotes_of(texts: Iterable[str]) -> tuple[Remote, ...]:
+    """Read the setting ``remotes``. Raises ValueError, which names the entry, and nothing that may be a key."""
+    found: dict[str, Remote] = {}
+    for number, text in enumerate(texts, 1):
+        try:
+            remote = remote_of(text)
+        except ValueError as error:
+            raise ValueError(f"entry {number}: {error}") from None
+        variable = key_variable(remote.name)
+        first = found.setdefault(variable, remote).name
+        if len(found) < number:  # the key of one would go to the other's host
+            both = f"{first} and {remote.name} would both have {variable} as their key"
+            what = f"it names {first} twice" if first == remote.name else both
+            raise ValueError(f"{what}; give one of them another name: other={remote.kind}@…")
+    return tuple(found.values())
+
+
 def remote_of(text: str) -> Remote:
-    """Read an entry of the setting ``remotes``. Raises ValueError, which says how to write it."""
+    """Read an entry of the setting ``remotes``. Raises ValueError, which says how to write it, and quotes no key."""
     head, at, place = (part.strip() for part in text.partition("@"))
     name, sign, kind = (part.strip() for part in head.rpartition("="))
     if kind not in REMOTE_KINDS:
         near = next(iter(difflib.get_close_matches(kind.lower(), REMOTE_KINDS, 1, 0.5)), None)
         hint = f"; did you mean {near}?" if near else ""
-        raise ValueError(f"there is no kind {kind!r}, but {', '.join(REMOTE_KINDS)}{hint}")
+        what = f"no kind {kind!r}" if near and re.fullmatch(r"[a-z0-9-]{1,20}", kind) else "no such kind"
+        raise ValueError(f"there is {what}, but {', '.join(REMOTE_KINDS)}{hint}")
     if sign and not _REMOTE_NAME.fullmatch(name):
-        raise ValueError(f"the name {name!r} has other than lower-case letters, digits and single -, _ or .")
+        what = f"the name {name!r}" if re.fullmatch(r"[A-Za-z._-]{0,20}", name) else "the name"
+        raise ValueError(f"{what} has other than lower-case letters, digits and single -, _ or .")
     name = name or kind
     if name in _TAKEN_NAMES or (name != kind and name in REMOTE_KINDS):
         raise ValueError(f"a {kind} cannot be named {name!r}, the name of another engine; write another name")
@@ -397,18 +407,14 @@ def remote_of(text: str) -> Remote:
         raise ValueError("nothing stands behind the @; write a base URL, or leave the @ out")
     if kind == "openai-video" and not place:
         raise ValueError("it has no place of its own; write openai-video@http://127.0.0.1:8000/v1")
-    return Remote(name, kind, _remote_place(kind, place))
-
-
-def _remote_place(kind: str, place: str) -> str:
     if kind == "dashscope" and place and "/" not in place:
         _check_word(place, DASHSCOPE_REGIONS)
-        return place
-    if not place:
-        return ""
+        return Remote(name, kind, place)
     if "@" in place:
         raise ValueError("an address holds no user or key: set the key as docs/remotes.md says")
-    return server_address(place)
+    if place:
+        _check_base(place)
+    return Remote(name, kind, place and server_address(place))
 
 
 def _is_base(url: str) -> bool:
@@ -428,9 +434,7 @@ def _check_base(url: str) -> None:
 def _check_origin(origin: str) -> None:
     parts = urlsplit(origin)
     if origin != "*" and (not parts.scheme or not parts.netloc or origin != f"{parts.scheme}://{parts.netloc}"):
-        raise ValueError(
-            "an origin has a scheme and a host and nothing more, such as https://app.example; or *"
-        )
+        raise ValueError("an origin has a scheme and a host and nothing more, such as https://a.example; or *")
 
 
 def _check_weights(text: str) -> None:
@@ -477,7 +481,6 @@ _CHECKS: Final[dict[str, Callable[[Any], object]]] = {
     "trusted_proxies": _check_networks,
     "fetch_allow": _check_network,
     "wan_weights": _check_weights,
-    "remotes": remote_of,
     "budget_usd_per_day": _check_finite,
     "key_budget_usd_per_day": _check_finite,
     "database_url": _one_of("postgresql://", "postgres://"),

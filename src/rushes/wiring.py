@@ -368,7 +368,7 @@ async def run_worker(settings: Settings, owner: str = "") -> None:
     a server runs one worker process, so their leases are ended now instead of after the lease time.
     """
     from rushes.catalog.load import Catalog
-    from rushes.engines.remote.configured import key_variables
+    from rushes.engines.remote.configured import hidden_from_slots
     from rushes.media.inspector import Inspector
     from rushes.media.scratch import scratch_folder
     from rushes.media.storage import open_storage
@@ -398,7 +398,7 @@ async def run_worker(settings: Settings, owner: str = "") -> None:
         stack.push_async_callback(inspector.close)
         os.environ[CHILD_SETTINGS] = encode_settings(settings)
         remotes = make_remotes(settings, os.environ)
-        for name in key_variables(settings):
+        for name in hidden_from_slots(os.environ):
             # Engines run people's code, such as custom nodes, which has no business with them.
             os.environ.pop(name, None)
         worker_loop = Worker(

@@ -13,11 +13,12 @@ from rushes.engines.remote.configured import (
     Secret,
     cautions,
     configured,
+    hidden_from_slots,
     key_variable,
     key_variables,
 )
 from rushes.errors import SettingsError
-from rushes.settings import REMOTE_KINDS, Remote, Settings, load, remote_of
+from rushes.settings import REMOTE_KINDS, Remote, Settings, load, remote_of, remotes_of
 
 VENDORS = {
     "DASHSCOPE_API_KEY": "dash",
@@ -64,9 +65,10 @@ def test_an_entry(text: str, remote: Remote) -> None:
             "there is no kind 'fall', but dashscope, runcomfy, openai-video, fal, replicate; did you mean fal?",
         ),
         ("box=openai", "did you mean openai-video?"),
-        ("zzz", "replicate"),
-        ("box=", "there is no kind ''"),
+        ("zzz", "there is no such kind, but dashscope, runcomfy, openai-video, fal, replicate"),
+        ("box=", "there is no such kind"),
         ("=fal", "the name ''"),
+        ("fal, box=zzz", "entry 2: there is no such kind"),
         ("My-Box=fal", "the name 'My-Box' has other than lower-case letters"),
         ("a--b=fal", "the name 'a--b'"),
         ("wan=fal", "a fal cannot be named 'wan', the name of another engine"),
@@ -76,28 +78,88 @@ def test_an_entry(text: str, remote: Remote) -> None:
         ("openai-video", "openai-video@http://127.0.0.1:8000/v1"),
         ("dashscope@eu", "there is intl, us and cn"),
         ("dashscope@int", "did you mean intl?"),
-        ("fal@queue.example", "such as http://queue.example"),
+        ("fal@queue.example", "write a whole address, such as https://api.example"),
         ("fal@ftp://a", "write a whole address"),
         ("runcomfy@https://a/?key=pass-word", "write a whole address"),
         ("runcomfy@https://me:pass-word@a.example", "an address holds no user or key"),
-        ("fal, fal", "remotes names fal twice; give one of them another name: other=fal@…"),
-        ("a=fal,a=replicate", "remotes names a twice"),
+        ("fal, fal", "it names fal twice; give one of them another name: other=fal@…"),
+        ("a=fal,a=replicate", "it names a twice"),
+        (
+            "my-box=fal,my.box=replicate",
+            "my-box and my.box would both have RUSHES_REMOTE_MY_BOX_KEY as their key",
+        ),
+        ("a.b=fal,x=fal,a_b=fal", "a.b and a_b would both have RUSHES_REMOTE_A_B_KEY"),
+        ("openai_video=fal,openai-video@http://a", "would both have RUSHES_REMOTE_OPENAI_VIDEO_KEY"),
     ],
 )
 def test_an_entry_that_cannot_be(text: str, said: str) -> None:
     with pytest.raises(SettingsError) as caught:
         load({"RUSHES_REMOTES": text})
     assert said in caught.value.message
-    assert "remotes" in caught.value.message
+    assert caught.value.message.startswith("RUSHES_REMOTES: remotes: ")
     assert "pass-word" not in caught.value.message
+    with pytest.raises(SettingsError) as caught:
+        configured(Settings(remotes=tuple(text.split(","))), VENDORS)
+    assert caught.value.message.startswith("remotes: ")
+    assert said in caught.value.message
+
+
+@pytest.mark.parametrize(
+    ("text", "secret"),
+    [
+        ("https://user:pa55word@host.example/v1", "pa55word"),
+        ("box=https://user:pa55word@host.example/v1", "pa55word"),
+        ("https://user:pa55word@host.example/v1=fal", "pa55word"),
+        ("fal=sk-live-0123456789abcdef", "0123456789"),
+        ("fal=0123456789abcdef", "0123456789"),
+        ("0123456789abcdef", "0123456789"),
+        ("FAL_KEY=abcd1234:efgh", "abcd1234"),
+        ("abcd1234:EFGH=fal", "abcd1234"),
+        ("SK_LIVE_0123456789ABCDEF0123456789=fal", "0123456789"),
+        ("fal@sk-live-0123456789abcdef", "0123456789"),
+        ("fal@abcd1234:efgh5678", "abcd1234"),
+        ("fal@https://host/?key=abcdef123456", "abcdef123456"),
+        ("fal@https://k:abcdef123456@host/x", "abcdef123456"),
+        ("fal@https://k:abcdef/123456@host/x", "abcdef"),
+        ("dashscope@sk-0123456789", "0123456789"),
+        ("a--b@0123456789=fal", "0123456789"),
+        ("fal,box=fal@http://k:[0123456789", "0123456789"),
+    ],
+)
+def test_a_secret_in_the_wrong_place_is_not_shown(tmp_path: Path, text: str, secret: str) -> None:
+    file = tmp_path / "rushes.toml"
+    file.write_text(f"remotes = {text.split(',')!r}\n")
+    said = []
+    for environ, source in (({"RUSHES_REMOTES": text}, None), ({}, file)):
+        with pytest.raises(SettingsError) as caught:
+            load(environ, file=source)
+        said.append(caught.value.message)
+    with pytest.raises(SettingsError) as caught:
+        configured(Settings(remotes=tuple(text.split(","))), VENDORS)
+    said.append(caught.value.message)
+    assert [] == [words for words in said if secret.lower() in words.lower()]
+    assert all("remotes: entry " in words for words in said)
+
+
+NAMES = st.from_regex(r"[ab1]([._-]?[ab1]){0,3}", fullmatch=True)
+
+
+@given(NAMES, NAMES)
+def test_names_are_refused_exactly_if_their_keys_would_be_the_same(one: str, other: str) -> None:
+    texts = (f"{one}=fal", f"{other}=fal")
+    if key_variable(one) != key_variable(other):
+        assert [one, other] == [remote.name for remote in remotes_of(texts)]
+        return
+    with pytest.raises(ValueError, match="twice" if one == other else f"both have {key_variable(one)} as"):
+        remotes_of(texts)
 
 
 def test_what_the_settings_say_of_a_mistake() -> None:
     with pytest.raises(SettingsError) as caught:
         load({"RUSHES_REMOTES": "replicat"})
     kinds = "dashscope, runcomfy, openai-video, fal, replicate"
-    said = f"there is no kind 'replicat', but {kinds}; did you mean replicate?"
-    assert f"RUSHES_REMOTES: remotes cannot be 'replicat': {said}" == caught.value.message
+    said = f"entry 1: there is no kind 'replicat', but {kinds}; did you mean replicate?"
+    assert f"RUSHES_REMOTES: remotes: {said}" == caught.value.message
 
 
 @pytest.mark.parametrize(
@@ -248,7 +310,7 @@ def test_a_secret_shows_itself_nowhere(value: str) -> None:
         msgspec.json.encode(config)
 
 
-def test_the_variables_that_slots_do_not_get() -> None:
+def test_the_variables_that_keys_are_read_from() -> None:
     settings = load({"RUSHES_REMOTES": "fal, my-box=openai-video@http://a, dashscope@cn"})
     wanted = {
         "FAL_KEY",
@@ -259,6 +321,19 @@ def test_the_variables_that_slots_do_not_get() -> None:
     }
     assert wanted == key_variables(settings)
     assert "RUSHES_REMOTE_A_B_C_KEY" == key_variable("a.b-c")
+
+
+def test_the_variables_that_slots_do_not_get() -> None:
+    secret = (
+        dict.fromkeys(["RUSHES_REMOTE_FAL_KEY", "RUSHES_REMOTE_OLD_KEY", "Rushes_Remote_b_Key"], "k") | VENDORS
+    )
+    plain = dict.fromkeys(["PATH", "RUSHES_REMOTES", "RUSHES_REMOTE_LIMIT", "RUSHES_API_KEY", "HF_TOKEN"], "x")
+    assert secret.keys() == hidden_from_slots(secret | plain)
+    assert frozenset() == hidden_from_slots(plain)
+    for kind in REMOTE_KINDS:
+        text = "openai-video@https://api.openai.com/v1" if kind == "openai-video" else kind
+        variables = key_variables(load({"RUSHES_REMOTES": text}))
+        assert variables == hidden_from_slots(variables)
 
 
 # -- the secrets file ---------------------------------------------------------------------------------------
