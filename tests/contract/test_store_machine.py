@@ -25,6 +25,7 @@ URL = {"a": Source("url", "https://e.org/a", "image")}
 models = st.lists(st.sampled_from("abc"), unique=True, max_size=3).map(tuple)
 workers = st.sampled_from(["w1", "w2", "w3"]).map(WorkerId)
 remotes = st.sampled_from(["fal", "box"])
+addresses = st.tuples(remotes, st.sampled_from(["", "here"]))
 
 
 @dataclass
@@ -53,6 +54,10 @@ class Known:
     def waits(self) -> bool:
         """For a claim or a take."""
         return self.state == "queued" and self.inputs == "ready" and self.task is None
+
+    @property
+    def may_cost(self) -> bool:
+        return self.state == "running" or self.task is not None
 
     @property
     def leased(self) -> bool:
@@ -89,6 +94,8 @@ class Cost:
     remote: str
     day: int
     usd: int
+    fence: int
+    """Of the lease that reserved it, then of the one that settled it."""
     settled: bool = False
 
 
@@ -108,6 +115,12 @@ class QueueMachine(RuleBasedStateMachine):
 
     def run(self, call: Coroutine[Any, Any, T]) -> T:
         return self.runner.run(call)
+
+    def teardown(self) -> None:
+        """Also what was reserved for nothing: it is in no sum."""
+        if hasattr(self, "costs"):
+            reserved = sorted((c.request, c.remote) for c in self.costs if not c.settled)
+            assert reserved == sorted(self.run(self.place.reserved()))
 
     def of(self, lease: Lease) -> Known:
         return self.known[lease.request.id]
@@ -186,7 +199,13 @@ class QueueMachine(RuleBasedStateMachine):
     @rule(among=models, limit=st.integers(0, 4))
     def waiting(self, among: tuple[str, ...], limit: int) -> None:
         line = sorted((k.line, id_) for id_, k in self.known.items() if k.waits and k.model in among)
-        assert [id_ for _, id_ in line[:limit]] == [r.id for r in self.run(self.store.waiting(among, limit))]
+        parts: Counter[tuple[str, str]] = Counter()
+        expected = []
+        for _, id_ in line:
+            parts[part := (self.known[id_].account, self.known[id_].model)] += 1
+            if parts[part] <= limit:
+                expected.append(id_)
+        assert expected == [r.id for r in self.run(self.store.waiting(among, limit))]
 
     def today(self) -> int:
         """As the store has it: in SQLite's tests the clock is ahead, in PostgreSQL's the requests are old."""
@@ -215,10 +234,9 @@ class QueueMachine(RuleBasedStateMachine):
         key_budget: int,
         limit: int,
     ) -> None:
-        id_ = data.draw(st.sampled_from(list(self.known)))
+        waiting = [id_ for id_, known in self.known.items() if known.waits]
+        id_ = data.draw(st.sampled_from(waiting * 3 + list(self.known)))
         known, today = self.known[id_], self.today()
-        reserved = [c for c in self.costs if (c.request, c.remote, c.settled) == (id_, remote, False)]
-        own = sum(c.usd for c in reserved if c.day == today)
 
         def fits(used: int, most: int) -> bool:
             return most == 0 or (used < most and used + usd <= most)
@@ -230,9 +248,9 @@ class QueueMachine(RuleBasedStateMachine):
             else "account"
             if 0 < limit <= running
             else "budget"
-            if not fits(self.spent() - own, budget)
+            if not fits(self.spent(), budget)
             else "key_budget"
-            if not fits(self.spent(known.account) - own, key_budget)
+            if not fits(self.spent(known.account), key_budget)
             else None
         )
         answer = self.run(
@@ -240,30 +258,51 @@ class QueueMachine(RuleBasedStateMachine):
         )
         assert expected == (None if isinstance(answer, Lease) else answer)
         if isinstance(answer, Lease):
-            self.costs = [c for c in self.costs if c not in reserved]
-            self.costs.append(Cost(id_, known.account, remote, today, usd))
+            self.costs.append(Cost(id_, known.account, remote, today, usd, answer.fence))
             self.start(answer)
 
-    @rule(worker=workers, among=st.lists(remotes, unique=True, max_size=2))
-    def resume(self, worker: WorkerId, among: list[str]) -> None:
+    @rule(worker=workers, among=models, at=st.lists(addresses, unique=True, max_size=3))
+    def resume(self, worker: WorkerId, among: tuple[str, ...], at: list[tuple[str, str]]) -> None:
         held = [
-            id_ for id_, k in self.known.items() if k.state == "queued" and k.task and k.task.remote in among
+            id_
+            for id_, k in self.known.items()
+            if k.state == "queued" and k.task and k.model in among
+            if k.task.phase == "submitting" or (k.task.remote, k.task.place) in at
         ]
-        lease = self.run(self.store.resume(worker, among))
+        lease = self.run(self.store.resume(worker, at, among))
         assert (held or [None])[0] == (lease and lease.request.id)
         if lease is not None:
+            task, engine = lease.request.remote_task, lease.request.engine
+            assert task is not None
+            assert task.phase == "submitting" or task.remote == engine
             self.start(lease)
 
     @precondition(lambda self: self.leases)
-    @rule(data=st.data(), remote=remotes, noted=st.booleans())
-    def note(self, data: st.DataObject, remote: str, noted: bool) -> None:
+    @rule(data=st.data(), at=addresses, phase=st.sampled_from([None, "submitting", "accepted", "accepted"]))
+    def note(self, data: st.DataObject, at: tuple[str, str], phase: Any) -> None:
         lease = data.draw(st.sampled_from(self.leases))
         known = self.of(lease)
-        task = RemoteTask(remote, "accepted", 1.5, "handle") if noted else None
+        task = RemoteTask(at[0], phase, 1.5, "handle", at[1]) if phase else None
         runs = known.holds(lease) and known.state == "running"
         assert runs == self.run(self.store.note(lease, task))
         if runs:
             known.task = task
+
+    @precondition(lambda self: self.known)
+    @rule(data=st.data())
+    def abandon(self, data: st.DataObject) -> None:
+        id_ = data.draw(st.sampled_from(list(self.known)))
+        known = self.known[id_]
+        waits = known.state == "queued" and known.task is not None
+        assert waits == self.run(self.store.abandon(id_, WHY))
+        if waits:
+            known.state = move(known.state, "refuse")
+
+    @rule(among=st.lists(workers, unique=True, max_size=2))
+    def running(self, among: list[WorkerId]) -> None:
+        local = [k for k in self.known.values() if k.state == "running" and not k.task and k.worker in among]
+        found = self.run(self.store.running(among))
+        assert [(k.model, k.progress) for k in local] == [(r.model, r.progress) for r in found]
 
     @precondition(lambda self: self.leases)
     @rule(data=st.data(), remote=remotes, usd=st.integers(0, 30), times=st.integers(1, 2))
@@ -276,10 +315,11 @@ class QueueMachine(RuleBasedStateMachine):
         if lease.fence != known.fence:
             return
         latest = [c for c in self.costs if (c.request, c.remote) == (id_, remote)][-1:]
-        if latest:
-            latest[0].usd, latest[0].settled = usd, True
+        if latest and (not latest[0].settled or latest[0].fence == lease.fence or known.task):
+            latest[0].usd, latest[0].fence, latest[0].settled = usd, lease.fence, True
         elif usd:
-            self.costs.append(Cost(id_, known.account, remote, self.today(), usd, settled=True))
+            today = self.today()
+            self.costs.append(Cost(id_, known.account, remote, today, usd, lease.fence, settled=True))
 
     @rule(worker=workers, among=models, limit=st.integers(0, 3))
     def claim_inputs(self, worker: WorkerId, among: tuple[str, ...], limit: int) -> None:
@@ -422,6 +462,8 @@ class QueueMachine(RuleBasedStateMachine):
 
     @invariant()
     def spending_agrees(self) -> None:
+        """What is reserved for a request that has no task goes with its lease."""
+        self.costs = [c for c in self.costs if c.settled or self.known[c.request].may_cost]
         keys = (None, "x", "y", "z")
         stored = [self.run(self.store.spent(key and KeyId(key))) for key in keys]
         assert [self.spent(key) for key in keys] == [round(usd * 100) for usd in stored]

@@ -163,11 +163,11 @@ async def test_a_resumption_whose_answer_is_lost_is_resumed_by_the_next(
     assert await store.release(lease)
     network.lose_answer_to = b"lost remote"
     with pytest.raises(StoreUnavailable):
-        await store.resume(W, ("lost remote",))
+        await store.resume(W, [("lost remote", "")], ("m",))
     assert 1 == network.lost
-    assert await store.resume(W, ("lost remote",)) is None
+    assert await store.resume(W, [("lost remote", "")], ("m",)) is None
     assert 1 == await store.expire(await store.leases(), WHY, 1)
-    again = await store.resume(W, ("lost remote",))
+    again = await store.resume(W, [("lost remote", "")], ("m",))
     assert again is not None
     assert (1, task) == (again.request.attempt, again.request.remote_task)
 

@@ -283,9 +283,9 @@ async def test_a_submit_and_a_sweep_wait_for_each_other(place: PostgresPlace) ->
         await began.start()
         new = new_request(sources=stored("out/done"))
         await other.execute(
-            "SELECT * FROM submit_requests($1, $2, $3, $4, $5, $6, $7, $8, $9, $10)",
+            "SELECT * FROM submit_requests($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11)",
             *([new.id], ["acme"], ["key"], ["m"], [0], ["pending"], [b"{}"]),
-            *([msgspec.json.encode(new.sources)], ['["out/done"]'], [0]),
+            *([msgspec.json.encode(new.sources)], ['["out/done"]'], [0], [0]),
         )
         sweep = asyncio.create_task(swept(store))
         plain = await submitted(store)  # one that names no stored file waits for nobody

@@ -103,7 +103,7 @@ async def test_a_task_is_resumed_once_however_many_ask(place: Place) -> None:
 
     async def work(number: int) -> None:
         while len(resumed) < len(ids):
-            lease = await stores[number % 4].resume(WorkerId(f"w{number}"), ("fal",))
+            lease = await stores[number % 4].resume(WorkerId(f"w{number}"), [("fal", "")], ("m",))
             if lease is None:
                 await asyncio.sleep(0.001)  # SQLite answers from a look at once: others have to come to turn
             else:
@@ -127,7 +127,7 @@ async def test_a_claim_never_gets_a_request_that_has_a_task(place: Place) -> Non
             if isinstance(lease, Lease):
                 assert await store.note(lease, TASK)
                 assert await store.release(lease)
-            resumed = await store.resume(worker, ("fal",))
+            resumed = await store.resume(worker, [("fal", "")], ("m",))
             if resumed is not None:
                 assert TASK == resumed.request.remote_task
                 assert await store.note(resumed, None)
@@ -148,7 +148,7 @@ async def test_a_claim_never_gets_a_request_that_has_a_task(place: Place) -> Non
     assert {"queued": 4} == {k: v for k, v in (await stores[0].counts()).items() if v}
 
 
-@pytest.mark.parametrize("other", ["cancel", "claim", "lose"])
+@pytest.mark.parametrize("other", ["cancel", "claim", "lose", "abandon"])
 async def test_of_two_who_move_a_request_one_does(place: Place, other: str) -> None:
     stores = await handles(place, 2)
     for _ in range(10):
@@ -165,6 +165,15 @@ async def test_of_two_who_move_a_request_one_does(place: Place, other: str) -> N
                     stores[1].claim(Claim(WorkerId("c"), ("m",))),
                 )
                 assert ("gone" == lease) == (got is not None)
+            case "abandon":
+                first = await stores[0].take(Take(id_, WorkerId("t"), "fal", 1.0))
+                assert isinstance(first, Lease)
+                assert await stores[0].note(first, TASK)
+                assert await stores[0].release(first)
+                resumed, abandoned = await asyncio.gather(
+                    stores[0].resume(WorkerId("t"), [("fal", "")], ("m",)), stores[1].abandon(id_, WHY)
+                )
+                assert abandoned == (resumed is None)
             case _:
                 first = await stores[0].take(Take(id_, WorkerId("t"), "r", 1.0))
                 assert isinstance(first, Lease)
@@ -191,7 +200,7 @@ async def test_takes_settles_and_losses_at_once_leave_sums_that_are_right(place:
             answer = await store.take(Take(id_, worker, "fal", 5.0, **budgets))  # type: ignore[arg-type]
             lease: Lease | None = answer if isinstance(answer, Lease) else None
             if lease is None:
-                lease = await store.resume(worker, ("fal",))
+                lease = await store.resume(worker, [("fal", "")], ("m",))
                 if lease is None:
                     continue
             match step % 3:

@@ -143,8 +143,9 @@ async def test_a_task_that_cannot_be_cannot_be_stored(place: Place, store: Store
     [
         ("claim_head", "q USING INDEX requests_ready "),
         ("claim_head_limited", "q USING INDEX requests_ready_by_account "),
-        ("waiting", "q USING INDEX requests_ready "),
+        ("waiting", "q USING INDEX requests_ready_by_key "),
         ("resume_head", "requests USING INDEX requests_resumable"),
+        ("running", "requests USING INDEX requests_leased"),
         ("spent", "spending USING COVERING INDEX spending_of_day"),
         ("spent_by_key", "spending USING COVERING INDEX spending_of_day"),
     ],
@@ -154,7 +155,7 @@ def test_sqlite_reads_what_waits_through_the_index_made_for_it(tmp_path: Path, n
     with contextlib.closing(database.connect(path)) as connection:
         database.migrate(connection, path)
         values = {
-            **dict.fromkeys(("models", "warm", "remotes"), '["m"]'),
+            **dict.fromkeys(("models", "warm", "remotes", "workers"), '["m"]'),
             **dict.fromkeys(("old", "account_limit", "limit", "day", "key_id"), 1),
         }
         found = connection.execute("EXPLAIN QUERY PLAN " + database.sql(name), values).fetchall()
@@ -177,8 +178,14 @@ async def test_postgres_reads_what_waits_through_the_index_made_for_it(suite_url
         "SELECT i::text, 'a', 'k', 'm', 'ready', '', '{}' FROM generate_series(1, 3000) AS i"
     )
     for name, types, values, index in (
-        ("waiting", "text[], integer", "'{m}', 9", "using requests_ready"),
-        ("resume", "text, text[]", "'w', '{fal}'", "on requests_resumable|using requests_resumable"),
+        ("waiting", "text[], integer", "'{m}', 9", "using requests_ready_by_key"),
+        ("running", "text[]", "'{w}'", "on requests_leased|using requests_leased"),
+        (
+            "resume",
+            "text, text[], text[]",
+            "'w', '{fal}', '{m}'",
+            "on requests_resumable|using requests_resumable",
+        ),
         ("pace", "text[]", "'{m}'", "using requests_paced"),
         ("spent", "text", "NULL", "on spending_of_day|using spending_of_day"),
     ):

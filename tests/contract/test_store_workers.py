@@ -1,8 +1,12 @@
 """What every store promises of workers: joining, beating, leaving and being buried."""
 
+import msgspec
+import pytest
+
 from rushes.queue.base import Claim, Store
 from rushes.requests.ids import RequestId, WorkerId
 from rushes.requests.record import Failure, Lease, Request, Source, WorkerRecord
+from rushes.worker.reaper import BeatWatch
 from support.stores import submitted
 
 W, W2 = WorkerId("w1"), WorkerId("w2")
@@ -45,11 +49,33 @@ async def test_workers_join_beat_and_leave(store: Store) -> None:
     assert not await store.worker_beat(W)
 
 
-async def test_joining_again_replaces_the_record(store: Store) -> None:
+async def test_joining_again_replaces_the_record_and_moves_the_beat_on(store: Store) -> None:
     await store.join(worker_record(started_at=1.0))
-    again = WorkerRecord(W, "other", 1, 5, (), "noop", "", 0, 7, 2.0)
-    await store.join(again)
-    assert [again] == await store.workers()
+    assert await store.worker_beat(W)
+    again = WorkerRecord(W, "other", 1, 5, (), "noop", "", 0, 0, 2.0)
+    for beat in (2, 3):
+        await store.join(again)
+        assert [msgspec.structs.replace(again, beat=beat)] == await store.workers()
+    assert await store.worker_beat(W)
+    assert [4] == [w.beat for w in await store.workers()]
+    await store.join(worker_record(W2, beat=7))
+    assert [4, 7] == [w.beat for w in await store.workers()]
+
+
+@pytest.mark.parametrize("order", ["join", "beat, join", "join, beat", "beat, join, join"])
+async def test_who_joins_again_and_again_is_never_taken_for_dead(store: Store, order: str) -> None:
+    """As a worker does that tells of its remotes; a reaper that looks as often buries none but the one that is."""
+    watch: BeatWatch[WorkerId] = BeatWatch(patience=15.0, interval=5.0)
+    await store.join(worker_record())
+    await store.join(worker_record(W2))
+    for now in range(0, 200, 5):
+        for step in order.split(", "):
+            if step == "join":
+                await store.join(worker_record())
+            else:
+                assert await store.worker_beat(W)
+        silent = watch.look({worker.id: worker.beat for worker in await store.workers()}, float(now))
+        assert ([W2] if now >= 15 else []) == silent
 
 
 async def test_a_leaving_worker_gives_its_leases_back_uncounted(store: Store) -> None:

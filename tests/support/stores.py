@@ -1,6 +1,7 @@
 """Both stores behind one face, for the behavioural suite. The fixtures are in ``support.store_fixtures``."""
 
 import asyncio
+import contextlib
 import hashlib
 import sqlite3
 import time
@@ -10,11 +11,11 @@ from typing import Any, Protocol
 import asyncpg
 import pytest
 
-from rushes.queue.base import Store
+from rushes.queue.base import Store, Take
 from rushes.queue.postgres.store import PostgresStore
 from rushes.queue.sqlite.store import SqliteStore
-from rushes.requests.ids import AccountId, KeyId, new_request_id
-from rushes.requests.record import Key, NewRequest, Source
+from rushes.requests.ids import AccountId, KeyId, RequestId, WorkerId, new_request_id
+from rushes.requests.record import Key, Lease, NewRequest, RemoteTask, Request, Source
 
 KINDS = ("sqlite", "postgres")
 
@@ -31,6 +32,9 @@ class Place(Protocol):
 
     async def clear(self) -> None:
         """Empty the database, under the handles that are open."""
+
+    async def reserved(self) -> list[tuple[str, str]]:
+        """Request and remote of everything that is reserved and not settled."""
 
     async def close(self) -> None: ...
 
@@ -61,6 +65,13 @@ class SqlitePlace:
             connection.execute(f"DELETE FROM {table}")
         connection.commit()
         connection.close()
+
+    async def reserved(self) -> list[tuple[str, str]]:
+        return await self.execute("SELECT request, remote FROM spending WHERE settled = 0")
+
+    async def execute(self, statement: str) -> list[Any]:
+        with contextlib.closing(sqlite3.connect(self.path, isolation_level=None)) as connection:
+            return connection.execute(statement).fetchall()
 
     async def close(self) -> None:
         for store in self._stores:
@@ -93,6 +104,11 @@ class PostgresPlace:
         if tables:
             names = ", ".join(row["relname"] for row in tables)
             await self.execute(f"TRUNCATE {names} RESTART IDENTITY")
+
+    async def reserved(self) -> list[tuple[str, str]]:
+        return [
+            tuple(row) for row in await self.execute("SELECT request, remote FROM spending WHERE NOT settled")
+        ]
 
     async def execute(self, statement: str, *values: Any) -> list[Any]:
         connection = await asyncpg.connect(self.url)
@@ -132,6 +148,26 @@ async def submitted(store: Store, **values: Any) -> NewRequest:
     new = new_request(**values)
     await store.submit(new)
     return new
+
+
+async def record(store: Store, id_: RequestId) -> Request:
+    got = await store.get(id_)
+    assert got is not None
+    return got
+
+
+async def taken(store: Store, id_: RequestId, remote: str = "fal", **values: object) -> Lease:
+    """By the worker w1."""
+    lease = await store.take(Take(id_, WorkerId("w1"), remote, **values))  # type: ignore[arg-type]
+    assert isinstance(lease, Lease), lease
+    return lease
+
+
+async def at_remote(store: Store, task: RemoteTask, **values: object) -> Lease:
+    """A new request, taken for the task's remote, that has the task."""
+    lease = await taken(store, (await submitted(store, **values)).id, task.remote)
+    assert await store.note(lease, task)
+    return lease
 
 
 async def until(event: asyncio.Event, seconds: float = 20.0) -> None:

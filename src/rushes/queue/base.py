@@ -32,6 +32,7 @@ from rushes.requests.record import (
     Progress,
     RemoteTask,
     Request,
+    Running,
     Source,
     StatusView,
     WorkerRecord,
@@ -139,7 +140,10 @@ class Store(Protocol):
         """
 
     async def waiting(self, models: Sequence[str], limit: int) -> list[Request]:
-        """The queued requests of ``models`` that :meth:`take` can take, by priority, then arrival."""
+        """The queued requests of ``models`` that :meth:`take` can take, by priority, then arrival: the first
+        ``limit`` of each key's part of each model's line, so that those who cannot go hide nobody; 2000 in all at
+        most.
+        """
 
     async def take(self, take: Take) -> Lease | Literal["gone", "account", "budget", "key_budget"]:
         """As :meth:`claim`, of one request, and reserve its cost, in one step. Else why not: it is not waiting any
@@ -147,11 +151,21 @@ class Store(Protocol):
         reserved for it at this remote before is replaced.
         """
 
-    async def resume(self, worker: WorkerId, remotes: Sequence[str]) -> Lease | None:
-        """As :meth:`claim`, of the next request that waits with a remote task of one of these remotes, by arrival."""
+    async def resume(
+        self, worker: WorkerId, remotes: Sequence[tuple[str, str]], models: Sequence[str]
+    ) -> Lease | None:
+        """As :meth:`claim`, of the next request of ``models`` that waits with a remote task, by arrival: one of these
+        remotes, each as ``(name, place)``; or one in the phase "submitting", whoever's: there is nothing to poll.
+        """
 
     async def note(self, lease: Lease, task: RemoteTask | None) -> bool:
         """Store the remote task of a running request; None takes it off. False: lease lost."""
+
+    async def abandon(self, id_: RequestId, failure: Failure) -> bool:
+        """Fail a request that waits with a remote task: no worker has that remote any more. False: it does not."""
+
+    async def running(self, workers: Sequence[WorkerId]) -> list[Running]:
+        """What the slots of these workers have in hand: their running requests without a remote task."""
 
     async def settle(self, lease: Lease, remote: str, usd: float) -> None:
         """What the request's time at this remote did cost, in place of what was reserved; 0 takes it off."""
@@ -188,6 +202,9 @@ class Store(Protocol):
         """An attempt ended without an outcome (a crash): back to the queue, or failed with ``failure`` at the
         limit. For an inputs lease: back to pending, whatever the limit. Where the request has a remote task, the
         attempt is not counted and there is no limit: it goes on elsewhere. None: lease lost.
+
+        What :meth:`take` reserved for a request that has no remote task is taken off, here and wherever else its
+        lease ends.
         """
 
     async def release(self, lease: Lease) -> bool:
@@ -201,7 +218,7 @@ class Store(Protocol):
 
     # -- workers ----------------------------------------------------------------------------------------
     async def join(self, worker: WorkerRecord) -> None:
-        """Insert or replace the worker's record."""
+        """Insert or replace the worker's record. Its beat goes on: to join again is a sign of life."""
 
     async def leave(self, worker: WorkerId) -> int:
         """Remove the record and release every lease it still holds, counting the attempts as lost ones are

@@ -93,8 +93,20 @@ class RemoteTask(msgspec.Struct, frozen=True, omit_defaults=True):
     """By the worker's clock."""
     handle: str = ""
     """What polling needs; the remote's own id is in it."""
+    place: str = ""
+    """Where the remote is: its origin, with the machine's name where that is this machine. Workers may call different
+    places by one name, and only those with the same can poll.
+    """
     cost_usd: float | None = None
     """What the remote said that it cost, else what its price in the manifest makes of it; None while unknown."""
+
+
+class Running(msgspec.Struct, frozen=True):
+    """What a slot works on. ``started_at`` in seconds since the epoch."""
+
+    model: str
+    started_at: float
+    progress: Progress | None
 
 
 class Request(msgspec.Struct, frozen=True):

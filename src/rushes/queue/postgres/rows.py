@@ -21,6 +21,7 @@ from rushes.requests.record import (
     RemoteState,
     RemoteTask,
     Request,
+    Running,
     Source,
     StatusView,
     WorkerRecord,
@@ -102,6 +103,11 @@ def status_view(row: Row) -> StatusView:
         row["priority"],
         None if progress is None else _progress(progress),
     )
+
+
+def running(row: Row) -> Running:
+    progress = row["progress"]
+    return Running(row["model"], row["started_at"], None if progress is None else _progress(progress))
 
 
 def lease_mark(row: Row) -> LeaseMark:

@@ -11,6 +11,7 @@ from typing import Any, Literal, NamedTuple
 
 from rushes.errors import QueueFull, StoreUnavailable
 from rushes.queue.base import Beat, Claim, Take
+from rushes.queue.matching import address_of, addresses
 from rushes.queue.postgres import rows
 from rushes.queue.postgres.batch import Batcher
 from rushes.queue.postgres.connection import Database
@@ -29,6 +30,7 @@ from rushes.requests.record import (
     Output,
     RemoteTask,
     Request,
+    Running,
     Source,
     StatusView,
     WorkerRecord,
@@ -160,7 +162,7 @@ class PostgresStore:
         return rows.request(row) if row else None
 
     async def position(self, view: StatusView, models: Sequence[str] | None = None) -> int:
-        wanted = None if models is None else [m for m in models if _storable(m)]
+        wanted = None if models is None else _storables(models)
         row = await self._database.row("position", view.seq, view.priority, wanted, again=True)
         return int(row[0])
 
@@ -312,8 +314,7 @@ class PostgresStore:
 
     # -- remotes ----------------------------------------------------------------------------------------
     async def waiting(self, models: Sequence[str], limit: int) -> list[Request]:
-        wanted = [m for m in models if _storable(m)]
-        found = await self._database.rows("waiting", wanted, max(0, limit), again=True)
+        found = await self._database.rows("waiting", _storables(models), max(0, limit), again=True)
         return [rows.request(row) for row in found]
 
     async def take(self, take: Take) -> Lease | Literal["gone", "account", "budget", "key_budget"]:
@@ -333,13 +334,22 @@ class PostgresStore:
         verdict: Literal["taken", "gone", "account", "budget", "key_budget"] = row["verdict"]
         return _lease(row, wanted.worker, "run") if verdict == "taken" else verdict
 
-    async def resume(self, worker: WorkerId, remotes: Sequence[str]) -> Lease | None:
-        row = await self._database.row("resume", worker, remotes)
+    async def resume(
+        self, worker: WorkerId, remotes: Sequence[tuple[str, str]], models: Sequence[str]
+    ) -> Lease | None:
+        row = await self._database.row("resume", worker, _storables(addresses(remotes)), _storables(models))
         return None if row is None else _lease(row, worker, "run")
 
     async def note(self, lease: Lease, task: RemoteTask | None) -> bool:
-        noted = (None, None) if task is None else (rows.encode(task), task.remote)
+        noted = (None, None) if task is None else (rows.encode(task), address_of(task))
         return bool(await self._database.rows("note", lease.request.id, lease.fence, *noted, again=True))
+
+    async def abandon(self, id_: RequestId, failure: Failure) -> bool:
+        return _storable(id_) and bool(await self._database.rows("abandon", id_, rows.encode(failure)))
+
+    async def running(self, workers: Sequence[WorkerId]) -> list[Running]:
+        found = await self._database.rows("running", _storables(workers), again=True)
+        return [rows.running(row) for row in found]
 
     async def settle(self, lease: Lease, remote: str, usd: float) -> None:
         cost = check_usd(usd)
@@ -350,8 +360,7 @@ class PostgresStore:
         return float(row["usd"])
 
     async def pace(self, models: Sequence[str]) -> dict[str, float]:
-        wanted = [m for m in models if _storable(m)]
-        found = await self._database.rows("pace", wanted, again=True)
+        found = await self._database.rows("pace", _storables(models), again=True)
         return {row["model"]: row["seconds"] for row in found}
 
     # -- workers ----------------------------------------------------------------------------------------
@@ -457,6 +466,10 @@ def _lease(row: rows.Row, worker: WorkerId, purpose: Literal["run", "inputs"]) -
 def _storable(*texts: str | None) -> bool:
     """PostgreSQL's text holds no NUL and no lone surrogate: nothing is stored under such a name."""
     return not any(t is not None and ("\0" in t or not _is_utf8(t)) for t in texts)
+
+
+def _storables(texts: Sequence[str]) -> list[str]:
+    return [text for text in texts if _storable(text)]
 
 
 def _is_utf8(text: str) -> bool:

@@ -14,6 +14,7 @@ from rushes.requests.record import (
     RemoteState,
     RemoteTask,
     Request,
+    Running,
     Source,
     WorkerRecord,
 )
@@ -68,6 +69,11 @@ def request(row: tuple[Any, ...]) -> Request:
 
 def fence_of(row: tuple[Any, ...]) -> int:
     return int(row[_AT["fence"]])
+
+
+def running(row: tuple[Any, ...]) -> Running:
+    model, started_at, progress = row
+    return Running(model, started_at, progress_of(progress) if progress else None)
 
 
 def key(row: tuple[Any, ...]) -> Key:

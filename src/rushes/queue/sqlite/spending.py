@@ -24,28 +24,28 @@ def take(connection: sqlite3.Connection, take: Take, now: float) -> Taken:
     if 0 < take.account_limit <= running:
         return "account"
     at = {"id": take.id, "remote": take.remote, "day": utc_day(now), "key_id": key_id}
-    own = _amount(connection, "reserved", at)  # it is replaced, so it does not count
-    if take.budget_usd and not fits(_amount(connection, "spent", at) - own, take.reserve_usd, take.budget_usd):
+    if take.budget_usd and not fits(_amount(connection, "spent", at), take.reserve_usd, take.budget_usd):
         return "budget"
     if take.key_budget_usd and not fits(
-        _amount(connection, "spent_by_key", at) - own, take.reserve_usd, take.key_budget_usd
+        _amount(connection, "spent_by_key", at), take.reserve_usd, take.key_budget_usd
     ):
         return "key_budget"
-    row = _lease(connection, seq, take.worker, take.remote, now)
-    connection.execute(sql("unreserve"), at)
+    values = {"worker": take.worker, "engine": take.remote, "now": now, "seq": seq}
+    row: tuple[Any, ...] = connection.execute(sql("claim"), values).fetchone()
     connection.execute(sql("reserve"), at | {"fence": rows.fence_of(row), "usd": take.reserve_usd})
     return row
 
 
 def resume(
-    connection: sqlite3.Connection, worker: WorkerId, remotes: dict[str, str], now: float
+    connection: sqlite3.Connection, worker: WorkerId, wanted: dict[str, str], now: float
 ) -> tuple[Any, ...] | None:
     """The row as it is then; see :meth:`rushes.queue.base.Store.resume`."""
-    found = connection.execute(sql("resume_head"), remotes).fetchone()
+    found = connection.execute(sql("resume_head"), wanted).fetchone()
     if found is None:
         return None
-    seq, remote = found
-    return _lease(connection, seq, worker, remote, now)
+    values = {"worker": worker, "now": now, "seq": found[0]}
+    row: tuple[Any, ...] = connection.execute(sql("resume"), values).fetchone()
+    return row
 
 
 def settle(connection: sqlite3.Connection, lease: Lease, remote: str, usd: float, now: float) -> None:
@@ -54,14 +54,6 @@ def settle(connection: sqlite3.Connection, lease: Lease, remote: str, usd: float
     settled = connection.execute(sql("settle"), values).rowcount
     if not settled and usd:
         connection.execute(sql("settle_unreserved"), values | {"day": utc_day(now)})
-
-
-def _lease(
-    connection: sqlite3.Connection, seq: int, worker: WorkerId, remote: str, now: float
-) -> tuple[Any, ...]:
-    values = {"worker": worker, "engine": remote, "now": now, "seq": seq}
-    row: tuple[Any, ...] = connection.execute(sql("claim"), values).fetchone()
-    return row
 
 
 def _amount(connection: sqlite3.Connection, name: str, values: dict[str, Any]) -> float:

@@ -16,6 +16,7 @@ import msgspec
 
 from rushes.errors import QueueFull, RushesError, StoreUnavailable
 from rushes.queue.base import Beat, Claim, Take
+from rushes.queue.matching import address_of, addresses
 from rushes.queue.retention import gone, stored_values
 from rushes.queue.spending import check_take, check_usd, utc_day
 from rushes.queue.sqlite import database, leases, rows, spending, sweep
@@ -34,6 +35,7 @@ from rushes.requests.record import (
     Output,
     RemoteTask,
     Request,
+    Running,
     Source,
     StatusView,
     WorkerRecord,
@@ -283,8 +285,10 @@ class SqliteStore:
         taken = await self._writer.run(lambda c: spending.take(c, wanted, now))
         return taken if isinstance(taken, str) else _lease(taken, take.worker, "run")
 
-    async def resume(self, worker: WorkerId, remotes: Sequence[str]) -> Lease | None:
-        wanted, now = {"remotes": _json(remotes)}, self._clock()
+    async def resume(
+        self, worker: WorkerId, remotes: Sequence[tuple[str, str]], models: Sequence[str]
+    ) -> Lease | None:
+        wanted, now = {"remotes": _json(addresses(remotes)), "models": _json(models)}, self._clock()
         if self._one("resume_head", wanted) is None:  # looked up without taking the write lock
             return None
         row = await self._writer.run(lambda c: spending.resume(c, worker, wanted, now))
@@ -294,9 +298,16 @@ class SqliteStore:
         values = {
             **_held(lease),
             "task": None if task is None else rows.encode(task),
-            "remote": None if task is None else task.remote,
+            "remote": None if task is None else address_of(task),
         }
         return await self._change("note", values)
+
+    async def abandon(self, id_: RequestId, failure: Failure) -> bool:
+        values = {"id": id_, "failure": rows.encode(failure), "now": self._clock()}
+        return await self._change("abandon", values)
+
+    async def running(self, workers: Sequence[WorkerId]) -> list[Running]:
+        return [rows.running(row) for row in self._all("running", {"workers": _json(workers)})]
 
     async def settle(self, lease: Lease, remote: str, usd: float) -> None:
         cost, now = check_usd(usd), self._clock()

@@ -1,5 +1,5 @@
--- What a remote engine has been asked to do for a request. `remote` is the name in the task: JSON is not looked into
--- here.
+-- What a remote engine has been asked to do for a request. `remote` says who may take it up: the remote's name, a line
+-- feed, the place where it is; or nothing while it is being handed over, which is for anybody.
 ALTER TABLE requests ADD COLUMN remote_task bytea, ADD COLUMN remote text;
 ALTER TABLE requests
   ADD CONSTRAINT remote_task_has_remote CHECK ((remote IS NULL) = (remote_task IS NULL)),
@@ -12,6 +12,9 @@ CREATE INDEX requests_ready ON requests (model, priority DESC, seq)
   WHERE state || '/' || inputs = 'queued/ready' AND remote_task IS NULL;
 CREATE INDEX requests_ready_by_account ON requests (model, account, priority DESC, seq)
   WHERE inputs || '/' || state = 'ready/queued' AND remote_task IS NULL;
+-- Each key's part of each model's line.
+CREATE INDEX requests_ready_by_key ON requests (model, key_id, priority DESC, seq)
+  WHERE state || ':' || inputs = 'queued:ready' AND remote_task IS NULL;
 CREATE INDEX requests_resumable ON requests (seq) WHERE state || '/remote' = 'queued/remote' AND remote IS NOT NULL;
 
 -- How long the latest on local engines took.
@@ -83,7 +86,8 @@ END $$;
 ALTER TABLE workers ADD COLUMN remotes bytea NOT NULL DEFAULT '[]';
 
 -- What remotes may cost and did cost: a row for each time that a request was taken for a remote, by the fence of
--- that lease. `day` counts the days since the epoch (UTC). Reserved until it is settled.
+-- that lease, then by that of the lease which settled it. `day` counts the days since the epoch (UTC). Reserved until
+-- it is settled.
 CREATE TABLE spending (
   request text NOT NULL,
   remote  text NOT NULL,
@@ -114,7 +118,6 @@ CREATE FUNCTION take_request(
 ) LANGUAGE plpgsql AS $$
 DECLARE
   today integer := utc_day();
-  own double precision;
 BEGIN
   SELECT r.* INTO taken FROM requests AS r WHERE r.id = of_id FOR UPDATE;
   IF NOT FOUND OR taken.state <> 'queued' OR taken.inputs <> 'ready' OR taken.remote_task IS NOT NULL THEN
@@ -129,12 +132,9 @@ BEGIN
       RETURN;
     END IF;
   END IF;
-  -- It is replaced, so it does not count.
-  SELECT coalesce(sum(s.usd), 0) INTO own FROM spending AS s
-  WHERE s.request = of_id AND s.remote = at_remote AND NOT s.settled AND s.day = today;
   IF budget > 0 THEN
     PERFORM pg_advisory_xact_lock(hashtextextended('rushes.budget', 0));
-    IF NOT budget_fits((SELECT coalesce(sum(s.usd), 0) FROM spending AS s WHERE s.day = today) - own, cost, budget) THEN
+    IF NOT budget_fits((SELECT coalesce(sum(s.usd), 0) FROM spending AS s WHERE s.day = today), cost, budget) THEN
       verdict := 'budget';
       RETURN;
     END IF;
@@ -142,7 +142,7 @@ BEGIN
   IF key_budget > 0 THEN
     PERFORM pg_advisory_xact_lock(hashtextextended(taken.key_id, 29));
     IF NOT budget_fits((SELECT coalesce(sum(s.usd), 0) FROM spending AS s
-                 WHERE s.day = today AND s.key_id = taken.key_id) - own, cost, key_budget) THEN
+                 WHERE s.day = today AND s.key_id = taken.key_id), cost, key_budget) THEN
       verdict := 'key_budget';
       RETURN;
     END IF;
@@ -152,26 +152,40 @@ BEGIN
   SET state = 'running', attempt = r.attempt + 1, fence = r.fence + 1, worker = by_worker, engine = at_remote,
       started_at = epoch(), progress = NULL
   WHERE r.seq = taken.seq RETURNING r.* INTO taken;
-  -- What an earlier lease reserved and did not settle, or what came to nothing.
-  DELETE FROM spending AS s WHERE s.request = of_id AND s.remote = at_remote AND (NOT s.settled OR s.usd = 0);
   INSERT INTO spending (request, remote, fence, day, key_id, usd)
   VALUES (of_id, at_remote, taken.fence, today, taken.key_id, cost);
 END $$;
 
+-- However a lease ends: where nothing was handed over, nothing will cost what was reserved. Whoever changes a
+-- request's spending holds the request's row.
+CREATE FUNCTION unreserve() RETURNS trigger LANGUAGE plpgsql AS $$
+BEGIN
+  DELETE FROM spending AS s WHERE s.request = NEW.id AND NOT s.settled;
+  RETURN NULL;
+END $$;
+
+CREATE TRIGGER requests_unreserve AFTER UPDATE OF worker ON requests FOR EACH ROW
+  WHEN (OLD.state = 'running' AND NEW.worker IS NULL AND NEW.remote_task IS NULL)
+  EXECUTE FUNCTION unreserve();
+
 -- What the request cost at this remote, in place of what was reserved when it was taken, by this lease or by one that
--- it goes on for. The day stays. A lease that is lost changes nothing: the row's lock keeps the fence as it is.
+-- it goes on for, or of what either settled before; not of what an earlier time there did cost. The day stays. A lease
+-- that is lost changes nothing: the row's lock keeps the fence as it is.
 CREATE FUNCTION settle_request(of_id text, of_fence bigint, at_remote text, cost double precision)
 RETURNS void LANGUAGE plpgsql AS $$
 DECLARE
   payer text;
+  goes_on boolean;
 BEGIN
-  SELECT r.key_id INTO payer FROM requests AS r WHERE r.id = of_id AND r.fence = of_fence FOR NO KEY UPDATE;
+  SELECT r.key_id, r.remote_task IS NOT NULL INTO payer, goes_on FROM requests AS r
+  WHERE r.id = of_id AND r.fence = of_fence FOR NO KEY UPDATE;
   IF NOT FOUND THEN
     RETURN;
   END IF;
-  UPDATE spending AS s SET usd = cost, settled = true
+  UPDATE spending AS s SET usd = cost, settled = true, fence = of_fence
   WHERE s.request = of_id AND s.remote = at_remote
-    AND s.fence = (SELECT max(l.fence) FROM spending AS l WHERE l.request = of_id AND l.remote = at_remote);
+    AND s.fence = (SELECT max(l.fence) FROM spending AS l WHERE l.request = of_id AND l.remote = at_remote)
+    AND (NOT s.settled OR s.fence = of_fence OR goes_on);
   IF NOT FOUND AND cost > 0 THEN
     INSERT INTO spending (request, remote, fence, day, key_id, usd, settled)
     VALUES (of_id, at_remote, of_fence, utc_day(), payer, cost, true);
