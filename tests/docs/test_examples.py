@@ -212,10 +212,12 @@ def test_every_way_to_fail_at_a_remote_is_in_the_table() -> None:
     section = rows("api.md", "At a remote engine")
     named = {word for row in section for word in re.findall(r"`(\w+)`", row[0])}
     raised = r'(?:(?:RemoteRefused|_refusal|EngineError|Failure|__init__)\(\s*|\breason = )"(\w+)"'
-    errand = (ROOT / "src" / "rushes" / "worker" / "errand.py").read_text()
+    worker = ROOT / "src" / "rushes" / "worker"
+    errand = "".join((worker / name).read_text() for name in ("errand.py", "collecting.py"))
     found = in_source(raised, "engines/remote") | set(re.findall(raised, errand))
     # These stand in the tables before.
-    assert found - {"time_limit", "input_gone", "internal_error", "binding_failed"} == named
+    before = {"time_limit", "input_gone", "internal_error", "binding_failed", "output_not_stored"}
+    assert found - before == named
 
 
 def test_every_way_for_a_workflow_to_fail_is_in_the_table() -> None:

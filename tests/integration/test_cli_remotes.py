@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 
+from rushes.cli.exits import Exit
 from rushes.cli.main import execute
 from rushes.queue.base import Take
 from rushes.queue.sqlite.store import SqliteStore
@@ -190,8 +191,10 @@ def test_doctor_names_models_whose_routes_leave_a_remote_out(
     assert "none has [engines.openai-video] (docs/models.md)" in of(doctor(capfd)[1], "remote box")[2]
 
 
-def write(here: Path, *, cost: float | None = None, states: tuple[RemoteState, ...] = ()) -> str:
-    """A worker with these remotes, and a request that ran at fal."""
+def write(
+    here: Path, *, cost: float | None = None, states: tuple[RemoteState, ...] = (), released: bool = False
+) -> str:
+    """A worker with these remotes, and a request that ran at fal, or waits for a worker that has it."""
 
     async def run() -> str:
         store = SqliteStore(here / "rushes-data" / "rushes.db")
@@ -207,6 +210,8 @@ def write(here: Path, *, cost: float | None = None, states: tuple[RemoteState, .
             assert isinstance(lease, Lease)
             task = RemoteTask("fal", "accepted", 1.0, handle="its-own-id", cost_usd=cost)
             assert await store.note(lease, task)
+            if released:
+                assert await store.release(lease)
             if cost is not None:
                 output = Output("outputs/x/1/1.png", "image", "image/png", 10, 64, 64)
                 assert await store.succeed(lease, [output], None)
@@ -248,3 +253,39 @@ def test_the_operator_sees_what_a_remote_has_and_took(here: Path, capfd: pytest.
     assert "usd" == header[7]
     assert [ended, "fal", "0.05"] == [first[0], first[4], first[-1]]
     assert [running, "fal"] == [second[0], second[4]]
+
+
+def test_requests_of_a_remote_that_nobody_has_any_more(here: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    ids = [write(here, released=True) for _ in range(2)]
+    _, lines = doctor(capfd)
+    (line,) = of(lines, "remote fal")
+    assert line.startswith("note  remote fal: 2 requests wait for it, and no live worker has it: ")
+    assert f"`rushes requests fail ID` ({ids[1]}, {ids[0]})" in line
+
+    assert 0 == execute(["requests", "fail", ids[0], "--why", "fal is\nout of business."])
+    assert "failed\n" == capfd.readouterr().out
+    assert 0 == execute(["requests", "show", ids[0]])
+    record = json.loads(capfd.readouterr().out)
+    failure = {"code": "remote_lost", "message": "fal is out of business."}
+    assert ("failed", failure) == (record["state"], record["failure"])
+
+    write(here, states=(RemoteState("fal", "fal", ("studio/portrait",), 8),), released=True)
+    assert [] == [line for line in of(doctor(capfd)[1], "remote fal") if "wait" in line]
+
+
+def test_only_what_waits_for_a_remote_is_given_up(here: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    running, ended = write(here), write(here, cost=0.05)
+    for id_, said in (
+        (running, "it is running; a worker asks the remote about it"),
+        (ended, "it is succeeded"),
+    ):
+        assert 1 == execute(["requests", "fail", id_])
+        assert f"It does not wait for a remote: {said}.\n" == capfd.readouterr().err
+    assert Exit.NOT_FOUND == execute(["requests", "fail", "nobody"])
+    assert Exit.USAGE == execute(["requests", "fail", running, "--why", " "])
+    waiting = write(here, released=True)
+    assert 0 == execute(["requests", "fail", waiting])
+    capfd.readouterr()
+    assert 0 == execute(["requests", "show", waiting])
+    said = json.loads(capfd.readouterr().out)["failure"]["message"]
+    assert said.startswith("The remote engine that had this request is not in use any more.")

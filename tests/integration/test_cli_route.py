@@ -301,15 +301,45 @@ def test_a_full_remote_takes_nothing(place: Place) -> None:
     assert "fal has as many as it may" in found["conclusion"]
 
 
-def test_places_of_several_workers_add_up(place: Place) -> None:
-    held = fal(state="held", until=time.time() + 60)
-    place.write(worker(slots=0, models=(), remotes=fal()), worker("w2", slots=0, models=(), remotes=held))
+@pytest.mark.parametrize(
+    ("told", "places"),
+    [
+        ({}, 4),
+        ({"state": "open", "until": 1.0}, 4),  # until a moment that is over
+        ({"state": "open"}, 2),
+        ({"models": (OTHER,)}, 2),
+    ],
+)
+def test_places_of_several_workers_add_up(place: Place, told: dict[str, Any], places: int) -> None:
+    """Of those that could take it."""
+    place.write(
+        worker(slots=0, models=(), remotes=fal()), worker("w2", slots=0, models=(), remotes=fal(**told))
+    )
     found = place.explain()
-    assert (4, "ready", ["me", "w2"]) == (
+    assert (places, "ready", ["me", "w2"]) == (
         found["remotes"][0]["capacity"],
         found["remotes"][0]["state"],
         found["workers"],
     )
+
+
+def test_a_worker_that_is_full_is_not_helped_by_one_whose_breaker_is_open(place: Place) -> None:
+    broken = fal(state="open", why="fal does not answer")
+    place.write(
+        worker(slots=0, models=(), remotes=fal(capacity=1)),
+        worker("w2", slots=0, models=(), remotes=broken),
+        at_fal(),
+    )
+    assert "fal has as many as it may" in place.explain()["conclusion"]
+
+
+def test_that_it_has_waited_for_a_free_slot_only_workers_know(place: Place) -> None:
+    """A request that came now would not have: the free slot counts."""
+    place.now = PAST
+    place.write(submit())
+    place.now = time.time()
+    place.write(worker(slots=3, remotes=fal()))
+    assert ("local", 2) == ((found := place.explain())["engine"], found["line"]["position"])
 
 
 def test_budgets_of_the_day_and_of_the_key(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,6 +1,7 @@
 """A worker with a remote engine: nothing is handed over twice, nothing accepted is lost."""
 
 import asyncio
+import platform
 import time
 from pathlib import Path
 
@@ -10,6 +11,7 @@ import pytest
 from rushes.queue.base import Take
 from rushes.requests.ids import RequestId, WorkerId
 from rushes.requests.record import Failure, RemoteTask, Request
+from rushes.worker.errand import place_of
 from support.remote_engines import ScriptedRemote
 from support.worker import T2I, Workbench, workbench
 
@@ -171,12 +173,12 @@ async def test_a_stop_lets_a_submit_come_to_its_end(tmp_path, monkeypatch) -> No
         assert ("succeeded", 1) == ((await bench.ended(id_)).state, remote.submits[id_])
 
 
-async def taken(bench: Workbench, phase: str) -> RequestId:
-    """A request that a worker which is no more had at the remote."""
+async def taken(bench: Workbench, phase: str, place: str = ScriptedRemote.origin) -> RequestId:
+    """A request that a worker which is no more had at the remote, at this place."""
     id_ = await bench.submit("ok")
     lease = await bench.store.take(Take(id_, WorkerId("gone"), "dashscope", reserve_usd=0.25))
     assert not isinstance(lease, str)
-    task = RemoteTask("dashscope", "submitting", time.time())
+    task = RemoteTask("dashscope", "submitting", time.time(), place=place)
     assert await bench.store.note(lease, task)
     if phase == "accepted":
         assert await bench.store.note(
@@ -204,6 +206,97 @@ async def test_what_a_dead_worker_handed_over_is_polled_by_the_next(tmp_path, mo
         bench.start()
         record = await bench.ended(id_)
         assert ("succeeded", "dashscope", 0) == (record.state, record.engine, remote.submits[id_])
+
+
+async def test_what_is_at_another_place_of_that_name_is_left_to_those_who_know_it(
+    tmp_path, monkeypatch
+) -> None:
+    remote = ScriptedRemote()
+    async with workbench(tmp_path, monkeypatch, remotes=[remote], **LOCAL) as bench:
+        there = await taken(bench, "accepted", "https://other.example")
+        bench.start()
+        assert "succeeded" == (await bench.ended(await bench.submit("ok"))).state
+        record = await bench.store.get(there)
+        assert record is not None
+        assert ("queued", 0) == (record.state, remote.polls[there])
+
+
+async def test_a_submit_that_was_cut_short_is_told_by_any_worker(tmp_path, monkeypatch) -> None:
+    async with workbench(tmp_path, monkeypatch, remotes=[ScriptedRemote("other")], **LOCAL) as bench:
+        id_ = await taken(bench, "submitting")
+        bench.start()
+        record = await bench.ended(id_)
+        assert record.failure is not None
+        assert ("remote_unknown", True) == (
+            record.failure.code,
+            "Whether dashscope has" in record.failure.message,
+        )
+
+
+@pytest.mark.parametrize(
+    ("origin", "near"),
+    [
+        ("http://127.0.0.1:8000", True),
+        ("http://localhost:8000", True),
+        ("https://localhost", True),
+        ("http://[::1]:8000", True),
+        ("https://queue.fal.run", False),
+        ("http://10.0.0.5:8000", False),
+    ],
+)
+def test_what_is_on_this_machine_is_another_place_on_another(origin: str, near: bool) -> None:
+    remote = ScriptedRemote()
+    remote.origin = origin
+    assert (f"{origin} on {platform.node()}" if near else origin) == place_of(remote)
+
+
+async def test_a_job_that_is_not_known_there_yet_is_not_lost(tmp_path, monkeypatch) -> None:
+    remote = ScriptedRemote()
+    async with workbench(tmp_path, monkeypatch, remotes=[remote], **REMOTE_ONLY) as bench:
+        bench.start()
+        record = await bench.ended(await bench.submit("late"))
+        assert ("succeeded", 1) == (record.state, remote.submits[record.id])
+
+
+async def test_an_answer_that_cannot_be_read_does_not_end_what_was_paid_for(tmp_path, monkeypatch) -> None:
+    remote = ScriptedRemote()
+    async with workbench(tmp_path, monkeypatch, remotes=[remote], **REMOTE_ONLY) as bench:
+        bench.start()
+        record = await bench.ended(await bench.submit("garble"))
+        assert ("succeeded", 1) == (record.state, remote.submits[record.id])
+
+
+async def test_polls_that_fail_keep_nobody_else_away(tmp_path, monkeypatch) -> None:
+    remote = ScriptedRemote()
+    async with workbench(tmp_path, monkeypatch, remotes=[remote], **REMOTE_ONLY) as bench:
+        bench.start()
+        stuck = await bench.submit("silent")
+        async with asyncio.timeout(30):
+            while remote.polls[stuck] < 4:
+                await asyncio.sleep(0.02)
+        assert "succeeded" == (await bench.ended(await bench.submit("ok"))).state
+        (worker,) = await bench.store.workers()
+        assert "ready" == worker.remotes[0].state
+
+
+async def test_what_came_at_once_waits_for_a_storage_that_is_away(tmp_path, monkeypatch) -> None:
+    remote = ScriptedRemote()
+    async with workbench(tmp_path, monkeypatch, remotes=[remote], **REMOTE_ONLY) as bench:
+        place = bench.settings.data_dir / "files"
+        place.mkdir(parents=True, exist_ok=True)
+        (place / "outputs").write_text("stands for a storage that takes nothing")
+        bench.start()
+        id_ = await bench.submit("at-once")
+        await reached(bench, id_, "submitting")
+        async with asyncio.timeout(40):
+            while True:
+                view = await bench.store.status(id_, None)
+                if view is not None and view.progress is not None and view.progress.stage == "storing":
+                    break
+                await asyncio.sleep(0.05)
+        (place / "outputs").unlink()
+        record = await bench.ended(id_, 60)
+        assert ("succeeded", 1) == (record.state, remote.submits[id_])
 
 
 async def test_a_slot_leaves_alone_what_is_at_a_remote(tmp_path, monkeypatch) -> None:

@@ -7,10 +7,11 @@ import pytest
 from rushes.api.schemas import schemas
 from rushes.catalog.routes import Route
 from rushes.cli.remotes import stands
-from rushes.cli.routing import condition, conditions, duration, settled
+from rushes.cli.routing import condition, conditions, duration
 from rushes.cli.show import dollars, engine_note
 from rushes.client import _wire
 from rushes.requests.record import RemoteState
+from rushes.service.outlook import settled
 
 HELD = RemoteState("fal", "fal", ("a/b",), 2, "held", 1000.0, "429")
 

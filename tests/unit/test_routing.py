@@ -1,8 +1,7 @@
-"""Which engine a request goes to, why, and which models slots may take."""
+"""Which engine a request goes to, and why."""
 
 import time
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import msgspec
@@ -10,9 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rushes.catalog.model import Model
 from rushes.catalog.routes import Route, is_local
-from rushes.catalog.routing import Case, Outlook, Verdict, decide, may_claim
+from rushes.catalog.routing import Case, Outlook, Verdict, decide, may_leave
 from rushes.requests.record import RemoteState
 
 FAL = RemoteState(name="fal", kind="fal", models=("me/mine",), capacity=8)
@@ -70,24 +68,31 @@ def taker(verdicts: list[Verdict]) -> str | None:
 
 # -- the wait -----------------------------------------------------------------------------------------------
 @pytest.mark.parametrize(
-    ("values", "position", "waited", "eta"),
+    ("values", "position", "waited", "idle_for", "eta"),
     [
-        ({}, 1, 0.0, 35.0),
-        ({}, 4, 0.0, 95.0),
-        ({}, 4, 500.0, 95.0),
-        ({"busy": 0.0, "free": 2}, 1, 5.0, 0.0),
-        ({"free": 1}, 1, 0.0, 0.0),
-        ({"free": 1}, 2, 0.0, 55.0),
-        ({"seconds": None}, 4, 12.0, 12.0),
-        ({"seconds": None, "free": 1}, 1, 2.0, 0.0),
+        ({}, 1, 0.0, 0.0, 35.0),
+        ({}, 4, 0.0, 0.0, 95.0),
+        ({}, 4, 500.0, 0.0, 95.0),
+        ({"busy": 0.0, "free": 2}, 1, 5.0, 5.0, 0.0),
+        ({"free": 1}, 1, 0.0, 0.0, 0.0),
+        ({"free": 1}, 2, 0.0, 0.0, 55.0),
+        ({"seconds": None}, 4, 12.0, 0.0, 12.0),
+        ({"seconds": None, "free": 1}, 1, 2.0, 2.0, 0.0),
+        # it has waited, but not for the slots: they are free since a moment ago
+        ({"free": 1}, 1, 500.0, 1.0, 0.0),
+        ({"seconds": None, "free": 1}, 1, 500.0, 0.0, 0.0),
         # a slot that has nothing to do, and yet does not take it
-        ({"seconds": None, "free": 1}, 1, 12.0, 12.0),
-        ({"free": 1}, 1, 12.0, 12.0),
-        ({"slots": 0}, 1, 12.0, None),
+        ({"seconds": None, "free": 1}, 1, 12.0, 12.0, 12.0),
+        ({"free": 1}, 1, 12.0, 12.0, 12.0),
+        ({"free": 1}, 2, 60.0, 60.0, 60.0),
+        ({"free": 1, "seconds": None}, 2, 60.0, 12.0, 60.0),
+        ({"slots": 0}, 1, 12.0, 12.0, None),
     ],
 )
-def test_the_wait(values: dict[str, Any], position: int, waited: float, eta: float | None) -> None:
-    assert eta == outlook(**values).eta(position, waited)
+def test_the_wait(
+    values: dict[str, Any], position: int, waited: float, idle_for: float, eta: float | None
+) -> None:
+    assert eta == outlook(**values).eta(position, waited, idle_for)
 
 
 # -- the order ----------------------------------------------------------------------------------------------
@@ -138,6 +143,33 @@ def test_without_a_known_pace_the_time_waited_counts(waited: float, taken: str) 
     assert taken.replace("local", "draft") == taker(
         decide((DRAFT, OVER), outlook(engines=(), slots=0, draft_slots=1), case(waited=waited))
     )
+
+
+def test_who_waits_behind_another_waits_no_shorter() -> None:
+    """So what the last one in the line may not, none may."""
+    for values in ({}, {"free": 2}, {"seconds": None, "free": 1}):
+        waits = [outlook(**values).eta(position, 40.0, 30.0) or 0.0 for position in range(1, 9)]
+        assert sorted(waits) == waits
+
+
+@pytest.mark.parametrize(
+    ("routes", "at_hand", "may"),
+    [
+        ((LOCAL, Route("fal")), outlook(), False),
+        ((LOCAL, Route("fal")), NOBODY, True),
+        ((LOCAL, OVER), outlook(), True),
+        ((LOCAL, OVER), outlook(busy=0.0, waiting=2), False),
+        # nobody knows how long it takes, or why slots stay idle: it depends on how long it has waited
+        ((LOCAL, OVER), outlook(seconds=None, waiting=1), True),
+        ((LOCAL, OVER), outlook(free=2, waiting=1), True),
+        ((LOCAL, Route("box", queue_eta_above=1)), outlook(), False),
+        ((LOCAL, OVER), outlook(model="me/other"), False),
+        ((DRAFT, OVER), outlook(engines=(), slots=0, draft_slots=1), True),
+        ((LOCAL, DRAFT), outlook(), False),
+    ],
+)
+def test_whether_any_may_leave(routes: tuple[Route, ...], at_hand: Outlook, may: bool) -> None:
+    assert may is may_leave(routes, at_hand)
 
 
 def test_a_route_without_a_limit_waits_for_nobody_but_those_before_it() -> None:
@@ -337,6 +369,15 @@ def test_where_none_of_a_kind_can_each_says_why() -> None:
             ],
         ),
         (
+            (LOCAL, OVER),
+            outlook(free=2),
+            {"position": 1, "idle_for": 61.0},
+            [
+                "2 slots of comfyui, free now",
+                "a slot has been free for 61 s and has not taken it, and it takes over above 60 s; about $0.10",
+            ],
+        ),
+        (
             (LOCAL, Route("fal", queue_eta_above=600)),
             outlook(seconds=1000.0),
             {"costs": {}},
@@ -412,6 +453,7 @@ CASES = st.builds(
     account=st.sampled_from(["film-1", "web"]),
     position=st.integers(1, 50),
     waited=st.floats(0, 1000),
+    idle_for=st.floats(0, 1000),
     minute=st.integers(0, 1439),
     costs=st.dictionaries(st.sampled_from(["fal", "box"]), st.none() | st.floats(0, 2)),
     budget_left=MONEY,
@@ -433,54 +475,10 @@ def test_at_most_one_takes_it_and_never_a_remote_that_must_not(
     taker(verdicts)
     for one in verdicts:
         if one.takes and not is_local(one.engine):
+            assert may_leave(ordered, msgspec.structs.replace(at_hand, waiting=50))
             remote = next(state for state in at_hand.remotes if state.name == one.remote)
             cost = request.costs.get(remote.name)
             assert "ready" == remote.state
             assert remote.capacity > 0
             for left in (request.budget_left, request.key_budget_left):
                 assert left is None or (left > 0 and (cost or 0.0) <= left + 1e-6)
-
-
-# -- what slots may take ------------------------------------------------------------------------------------
-@pytest.mark.parametrize(
-    ("engine", "routes", "others", "remotes", "may"),
-    [
-        # without routes: every engine of the model's own, and draft pictures where there is nothing else
-        ("comfyui", (), (), ("fal",), True),
-        ("wan", (), ("comfyui",), (), True),
-        ("draft", (), (), (), True),
-        ("draft", (), ("draft",), (), True),
-        ("draft", (), ("comfyui",), (), False),
-        ("draft", (), (), ("fal",), False),
-        # with routes: those that they name
-        ("comfyui", ("local", "fal"), (), (), True),
-        ("comfyui", ("comfyui",), (), (), True),
-        ("comfyui", ("wan", "fal"), (), (), False),
-        ("comfyui", ("fal",), (), (), False),
-        ("my.engine:make", ("local",), (), (), True),
-        ("my.engine:make", ("my.engine:make",), (), (), True),
-        ("my.engine:make", ("wan",), (), (), False),
-        # draft pictures where they are asked for, or where nothing else may
-        ("draft", ("draft", "fal"), ("comfyui",), ("fal",), True),
-        ("draft", ("comfyui", "fal"), (), ("fal",), False),
-        ("draft", ("comfyui", "fal"), ("comfyui",), (), False),
-        ("draft", ("comfyui", "fal"), ("wan",), (), True),
-        ("draft", ("local", "fal"), ("wan",), (), False),
-        ("draft", ("fal",), (), (), True),
-    ],
-)
-def test_what_slots_may_take(
-    engine: str, routes: tuple[str, ...], others: tuple[str, ...], remotes: tuple[str, ...], may: bool
-) -> None:
-    model = Model(
-        id="me/mine",
-        name="M",
-        description="",
-        categories=(),
-        output="image",
-        inputs=(),
-        required=(),
-        folder=Path("/nowhere"),
-        routes=tuple(map(Route, routes)),
-    )
-    assert may is may_claim(engine, model, others, remotes)

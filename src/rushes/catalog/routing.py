@@ -54,18 +54,19 @@ class Outlook(msgspec.Struct, frozen=True):
     free: int = 0
     """How many of ``slots`` have nothing to do."""
 
-    def eta(self, position: int, waited: float = 0.0) -> float | None:
+    def eta(self, position: int, waited: float = 0.0, idle_for: float = 0.0) -> float | None:
         """Seconds until the request at this place (1 is the next) begins in a slot; None where there are none. Where
-        nobody knows how long one takes, or slots that have nothing to do leave it waiting (their engine does not
-        start), how long it has waited is all that is known.
+        nobody knows how long one takes, how long it has ``waited`` is all that is known; and where slots that have
+        nothing to do leave it waiting (their engine does not start), how long they do.
         """
         if not self.slots:
             return None
+        stalled = idle_for if self.free and idle_for > _TAKEN_SECONDS else 0.0
         if position <= self.free:
-            return waited if waited > _TAKEN_SECONDS else 0.0
+            return stalled
         if self.seconds is None:
-            return waited
-        return (self.busy + (position - 1) * self.seconds) / self.slots
+            return max(waited, stalled)
+        return max(stalled, (self.busy + (position - 1) * self.seconds) / self.slots)
 
 
 class Case(msgspec.Struct, frozen=True):
@@ -75,7 +76,7 @@ class Case(msgspec.Struct, frozen=True):
     position: int
     """Its place in the line for local slots; 1 is the next."""
     waited: float
-    """Seconds."""
+    """Seconds, by the clock of whoever decides: since it was first seen waiting."""
     minute: int
     """Of the local day."""
     costs: Mapping[str, float | None]
@@ -83,6 +84,8 @@ class Case(msgspec.Struct, frozen=True):
     budget_left: float | None
     """USD that are left of the day's budget; None without one."""
     key_budget_left: float | None
+    idle_for: float = 0.0
+    """Seconds for which a slot has had nothing to do and yet has not taken it; 0 where nobody has watched."""
 
 
 class Verdict(msgspec.Struct, frozen=True):
@@ -122,6 +125,23 @@ def decide(routes: Sequence[Route], outlook: Outlook, case: Case) -> list[Verdic
         first = routes.index(before[0])
         verdicts[first] = msgspec.structs.replace(verdicts[first], takes=True)
     return verdicts
+
+
+def may_leave(routes: Sequence[Route], outlook: Outlook) -> bool:
+    """Whether any request for the model could go to a remote, the last one in the line for one: else none of them
+    needs to be looked at.
+    """
+    forever = float("inf")
+    idle_for = forever if outlook.free else 0.0
+    last = Case("", outlook.waiting + 1, forever, 0, {}, None, None, idle_for=idle_for)
+    before: list[Route] = []
+    for route in routes:
+        if is_local(route.engine):
+            if _is_there(route, outlook):
+                before.append(route)
+        elif remotes_of(route.engine, _serving(outlook)) and not any(_early(route, outlook, last, before)):
+            return True
+    return False
 
 
 def may_claim(engine: str, model: Model, others: Collection[str], remotes: Collection[str]) -> bool:
@@ -181,21 +201,23 @@ def _slots(route: Route, outlook: Outlook, case: Case) -> str:
 def _eta(before: Sequence[Route], outlook: Outlook, case: Case) -> float | None:
     """Seconds that the request would wait for these local engines; None where none of them is there."""
     if any(route.engine != DRAFT for route in before):
-        return outlook.eta(case.position, case.waited)
+        return outlook.eta(case.position, case.waited, case.idle_for)
     return case.waited if before else None
 
 
 def _wait(before: Sequence[Route], outlook: Outlook, case: Case) -> str:
-    idle = case.position <= outlook.free and case.waited > _TAKEN_SECONDS
-    if outlook.seconds is None or idle or all(route.engine == DRAFT for route in before):
-        return f"has waited {_duration(case.waited)}"
-    return f"about {_duration(_eta(before, outlook, case) or 0.0)}"
+    eta = _eta(before, outlook, case) or 0.0
+    drafts = all(route.engine == DRAFT for route in before)
+    if not drafts and outlook.free and case.idle_for > _TAKEN_SECONDS and eta == case.idle_for:
+        return f"a slot has been free for {_duration(eta)} and has not taken it"
+    if drafts or (outlook.seconds is None and case.position > outlook.free):
+        return f"has waited {_duration(eta)}"
+    return f"about {_duration(eta)}"
 
 
 # -- remotes ----------------------------------------------------------------------------------------------
 def _remote(route: Route, outlook: Outlook, case: Case, before: Sequence[Route]) -> Verdict:
-    serving = [one for one in outlook.remotes if not outlook.model or outlook.model in one.models]
-    candidates = remotes_of(route.engine, serving)
+    candidates = remotes_of(route.engine, _serving(outlook))
     if not candidates:
         return Verdict(route.engine, None, takes=False, why=f"no worker has {route.engine} for the model")
     against = [*_closed(route, case), *_early(route, outlook, case, before)]
@@ -208,6 +230,10 @@ def _remote(route: Route, outlook: Outlook, case: Case, before: Sequence[Route])
     cost = case.costs.get(fit or "")
     price = "its price is not known" if cost is None else f"about {_usd(cost)}"
     return Verdict(route.engine, fit, takes=True, why=f"{_due(route, outlook, case, before)}; {price}")
+
+
+def _serving(outlook: Outlook) -> list[RemoteView]:
+    return [one for one in outlook.remotes if not outlook.model or outlook.model in one.models]
 
 
 def _closed(route: Route, case: Case) -> Iterator[str]:

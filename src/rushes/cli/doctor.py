@@ -102,23 +102,24 @@ def _directory(settings: Settings) -> Iterator[Finding]:
 
 def _store(settings: Settings) -> Iterator[Finding]:
     from rushes.cli.options import with_store
-    from rushes.cli.remotes import told
+    from rushes.cli.remotes import adrift, told, told_adrift
     from rushes.queue.base import Store
-    from rushes.requests.record import WorkerRecord
+    from rushes.requests.record import Request, WorkerRecord
 
     what = "PostgreSQL" if settings.database_url else "SQLite store"
     if not has_store(settings):
         yield "note", what, f"not made yet; {_MAKE}"
         return
 
-    async def look(store: Store) -> tuple[str, int, list[WorkerRecord]]:
+    async def look(store: Store) -> tuple[str, int, list[WorkerRecord], list[Request]]:
         await store.ping()
         counts = await store.counts()
         live = [key for key in await store.list_keys() if key.revoked_at is None]
         text = ", ".join(f"{count} {state}" for state, count in counts.items())
-        return text, len(live), await store.workers()
+        workers = await store.workers()
+        return text, len(live), workers, await adrift(store, workers)
 
-    text, live, workers = with_store(settings, look)
+    text, live, workers, lost = with_store(settings, look)
     yield "ok", what, f"{store_place(settings)}: {text}"
     yield (
         ("ok", "API keys", f"{live} live")
@@ -139,6 +140,7 @@ def _store(settings: Settings) -> Iterator[Finding]:
         )
     )
     yield from told(workers)
+    yield from told_adrift(lost)
 
 
 def _storage(settings: Settings) -> Iterator[Finding]:

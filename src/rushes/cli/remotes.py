@@ -21,14 +21,16 @@ from rushes.engines.remote.configured import (
     key_variables,
 )
 from rushes.errors import ManifestError, SettingsError
-from rushes.requests.record import RemoteState, WorkerRecord
+from rushes.queue.base import Store
+from rushes.requests.record import RemoteState, Request, WorkerRecord
 from rushes.service.outlook import merged
 from rushes.settings import REMOTE_KINDS, Settings, remote_of
 
 Finding = tuple[str, str, str]
 ASK_SECONDS: Final = 5.0
 _OPENAI: Final = "openai-video@https://api.openai.com/v1"
-_SHOWN_MODELS: Final = 6
+_SHOWN: Final = 6
+_PAGE: Final = 1000
 
 
 def findings(settings: Settings) -> Iterator[Finding]:
@@ -54,16 +56,39 @@ def findings(settings: Settings) -> Iterator[Finding]:
 
 
 def told(workers: Sequence[WorkerRecord]) -> Iterator[Finding]:
-    """What live workers last told of their remotes."""
-    for remote in merged(workers):
+    """What live workers last told of their remotes. The places are of those workers that can do most with it."""
+    for remote in merged(workers, now=time.time()):
         have = sum(any(one.name == remote.name for one in worker.remotes) for worker in workers)
         places = f"{have} worker(s) have it, {remote.capacity} request(s) at once"
-        well = remote.state == "ready" or (remote.until is not None and remote.until <= time.time())
+        well = remote.state == "ready"
         yield (
             "ok" if well else "note",
             f"remote {remote.name}",
             places if well else f"{places}; {stands(remote)}",
         )
+
+
+async def adrift(store: Store, workers: Sequence[WorkerRecord]) -> list[Request]:
+    """Requests that wait with a task of a remote that no live worker has. Raises StoreUnavailable."""
+    names = {remote.name for worker in workers for remote in worker.remotes}
+    found: list[Request] = []
+    before = None
+    while page := await store.list_requests(state="queued", before=before, limit=_PAGE):
+        found += [one for one in page if one.remote_task is not None and one.remote_task.remote not in names]
+        before = page[-1].seq
+    return found
+
+
+def told_adrift(requests: Sequence[Request]) -> Iterator[Finding]:
+    """What becomes of them."""
+    for name in sorted({one.remote_task.remote for one in requests if one.remote_task is not None}):
+        ids = [one.id for one in requests if one.remote_task is not None and one.remote_task.remote == name]
+        text = f"{_count(ids)} for it, and no live worker has it: name it in RUSHES_REMOTES as before, or end"
+        yield "note", f"remote {name}", f"{text} them with `rushes requests fail ID` ({_listed(ids)})"
+
+
+def _count(ids: Sequence[str]) -> str:
+    return f"{len(ids)} request waits" if len(ids) == 1 else f"{len(ids)} requests wait"
 
 
 def stands(remote: RemoteState) -> str:
@@ -144,8 +169,8 @@ def _models(settings: Settings, catalog: Catalog, config: RemoteConfig, what: st
 
 
 def _listed(ids: Sequence[str]) -> str:
-    more = len(ids) - _SHOWN_MODELS
-    return ", ".join(ids[:_SHOWN_MODELS]) + (f" and {more} more" if more > 0 else "")
+    more = len(ids) - _SHOWN
+    return ", ".join(ids[:_SHOWN]) + (f" and {more} more" if more > 0 else "")
 
 
 def _vendors(settings: Settings) -> Iterable[tuple[str, str]]:

@@ -3,7 +3,7 @@
 import json
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, cast, get_args
+from typing import Any, Final, cast, get_args
 
 import click
 
@@ -11,13 +11,17 @@ from rushes.cli.options import config_option, data_dir_option, load, with_existi
 from rushes.errors import NotFound
 from rushes.queue.base import Store
 from rushes.requests.ids import AccountId, RequestId
-from rushes.requests.record import Request, as_builtin, duration_seconds
+from rushes.requests.record import Failure, Request, as_builtin, duration_seconds
 from rushes.requests.states import State
+
+GIVEN_UP: Final = (
+    "The remote engine that had this request is not in use any more. What became of it is not known."
+)
 
 
 @click.group()
 def requests() -> None:
-    """List, show and cancel requests."""
+    """List, show, cancel and give up requests."""
 
 
 @requests.command(name="list")
@@ -103,6 +107,36 @@ def cancel(request_id: str, data_dir: Path | None, config: Path | None) -> int:
         raise NotFound(f"There is no request {request_id!r}; `rushes requests list` shows the newest.")
     click.echo(outcome)
     return 0 if outcome == "cancelled" else 1
+
+
+@requests.command()
+@click.argument("request_id")
+@click.option("--why", metavar="TEXT", default=GIVEN_UP, help="What its user reads.")
+@data_dir_option
+@config_option
+def fail(request_id: str, why: str, data_dir: Path | None, config: Path | None) -> int:
+    """Give up a request that waits for a remote engine which no worker has any more.
+
+    It ends with `remote_lost`. What the remote made of it, and what it took, stays unknown. `rushes doctor` names
+    such requests. Exit status 1: it does not wait for a remote.
+    """
+    if not why.strip():
+        raise click.UsageError("--why: say why, in words for the user")
+
+    async def end(store: Store) -> tuple[Request | None, bool]:
+        id_ = RequestId(request_id)
+        done = await store.abandon(id_, Failure("remote_lost", " ".join(why.split())))
+        return await store.get(id_), done
+
+    request, done = with_existing_store(load(config, data_dir=data_dir), end)
+    if request is None:
+        raise NotFound(f"There is no request {request_id!r}; `rushes requests list` shows the newest.")
+    if done:
+        click.echo("failed")
+        return 0
+    there = "; a worker asks the remote about it" if request.state == "running" and request.remote_task else ""
+    click.echo(f"It does not wait for a remote: it is {request.state}{there}.", err=True)
+    return 1
 
 
 def _moment(seconds: float) -> str:

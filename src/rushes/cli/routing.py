@@ -129,14 +129,13 @@ async def explain(
     """Read how things stand, and decide as :class:`rushes.worker.remotes.Remotes` does. Raises StoreUnavailable."""
     workers, gone = _alive(await store.workers())
     running = await store.list_requests(state="running", limit=_RUNNING_LOOKED_AT)
-    now = time.time()
-    remotes = with_room([settled(one, now) for one in merged(workers)], running)
+    remotes = with_room(merged(workers, model.id, now=time.time()), running)
     outlook = await Outlooks(store).of(model.id, workers, remotes)
     key_budget = settings.key_budget_usd_per_day
     case = Case(
         account=account,
         position=outlook.waiting + 1,
-        waited=0.0,
+        waited=0.0,  # nobody has watched it: what comes of waiting, only workers can say
         minute=minute_of_day(),
         costs=costs_of(model, values, remotes),
         budget_left=await budget_left(store, settings.budget_usd_per_day, None),
@@ -156,13 +155,6 @@ async def explain(
         drafts=await _drafts(store, model.id, workers, running),
         account_limit=limit if busy else 0,
     )
-
-
-def settled(remote: RemoteState, now: float) -> RemoteState:
-    """As a remote is once the pause that was told of it is over; ``now`` in seconds since the epoch."""
-    if remote.until is None or remote.until > now:
-        return remote
-    return msgspec.structs.replace(remote, state="ready", until=None, why="")
 
 
 async def _drafts(

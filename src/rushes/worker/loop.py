@@ -12,6 +12,7 @@ from collections.abc import Callable, Collection, Sequence
 from fnmatch import fnmatchcase
 from functools import partial
 from pathlib import Path
+from typing import Final
 
 from rushes import log
 from rushes.catalog.load import Catalog
@@ -22,7 +23,7 @@ from rushes.media.inspector import Inspector
 from rushes.media.storage import Storage
 from rushes.queue.base import Claim, Store
 from rushes.requests.ids import WorkerId, uuid7
-from rushes.requests.record import Lease, WorkerRecord
+from rushes.requests.record import Lease, RemoteState, WorkerRecord
 from rushes.settings import Settings
 from rushes.worker.attempt import Attempts
 from rushes.worker.errand import Faults, Tools
@@ -34,6 +35,9 @@ from rushes.worker.share import Share
 from rushes.worker.slot import Slot
 from rushes.worker.sweep import Sweeper
 from rushes.worker.warm import warm_models
+
+_WORDS_SECONDS: Final = 5.0
+"""How often others are told anew of what changes nothing for them."""
 
 
 class Worker:
@@ -251,7 +255,7 @@ class Worker:
         return changed
 
     async def _follow_catalog(self) -> None:
-        told = (self._served(), self._remotes.states())
+        told, told_at = (self._served(), self._remotes.states()), time.monotonic()
         while True:
             await asyncio.sleep(RETRY_SECONDS)
             if await asyncio.to_thread(self._catalog.refresh_if_due, time.monotonic()):
@@ -261,15 +265,16 @@ class Worker:
             with contextlib.suppress(StoreUnavailable):
                 await self._look_around()
                 now = (self._served(), self._remotes.states())
-                if told != now:
+                late = time.monotonic() - told_at >= _WORDS_SECONDS
+                if told[0] != now[0] or _in_short(told[1]) != _in_short(now[1]) or (late and told != now):
                     await self._store.join(self._record())
-                    told = now
+                    told, told_at = now, time.monotonic()
 
     async def _look_around(self) -> None:
         """Which of the models the slots here may take, by the models' routes and by who else there is."""
         if self._share.minds_others:
             others = [worker for worker in await self._store.workers() if worker.id != self._id]
-            self._share.see(others, self._remotes.states())
+            self._share.see(others, self._remotes.states(), time.monotonic())
         self._local = tuple(id_ for id_ in self._models if self._share.may_take(id_))
 
     async def _drain(self, loops: list[asyncio.Task[None]]) -> None:
@@ -298,6 +303,11 @@ class Worker:
             log.event("worker not taken off the list", error=error.message)
         else:
             log.event("worker left", worker=self._id, released=released)
+
+
+def _in_short(remotes: tuple[RemoteState, ...]) -> list[tuple[object, ...]]:
+    """What others decide by; the rest, until when and why, may change with every answer of a remote."""
+    return [(one.name, one.models, one.capacity, one.state, sorted(one.unknown)) for one in remotes]
 
 
 def _both(models: tuple[str, ...], some: Collection[str]) -> tuple[str, ...]:

@@ -1,17 +1,31 @@
-"""Which models the slots of a worker may take. Pure.
+"""Which models the slots of a worker may take. Pure; the clock comes in, in monotonic seconds.
 
 Mostly all that it serves. Routes may leave local engines out; and what the draft engine makes must not reach people
 who wait for a generation: it takes a model only where its routes ask for that, or where nothing else serves it.
 """
 
 from collections.abc import Iterable
+from typing import Final, NamedTuple
 
 from rushes.catalog.load import Catalog
 from rushes.catalog.routes import effective_routes, routed
 from rushes.catalog.routing import may_claim
+from rushes.requests.ids import WorkerId
 from rushes.requests.record import RemoteState, WorkerRecord
 
-DRAFT = "draft"
+DRAFT: Final = "draft"
+REMEMBERED_SECONDS: Final = 600.0
+"""For which a worker that is gone counts as one that comes back."""
+
+
+class _Known(NamedTuple):
+    """What another worker last told of itself, and when."""
+
+    engine: str
+    models: frozenset[str]
+    """Those of its slots."""
+    remotes: tuple[RemoteState, ...]
+    at: float
 
 
 class Share:
@@ -20,34 +34,31 @@ class Share:
     def __init__(self, engine: str, catalog: Catalog) -> None:
         self._engine = engine
         self._catalog = catalog
-        self._others: dict[str, set[str]] = {}
-        self._remotes: dict[str, dict[str, RemoteState]] = {}
+        self._others: dict[WorkerId, _Known] = {}
+        self._own: tuple[RemoteState, ...] = ()
 
     @property
     def minds_others(self) -> bool:
         return self._engine == DRAFT
 
-    def see(self, others: Iterable[WorkerRecord], own: Iterable[RemoteState]) -> None:
-        """Remember who else serves what. Nobody is forgotten: an engine that starts again must not find its requests
-        drafted meanwhile.
+    def see(self, others: Iterable[WorkerRecord], own: tuple[RemoteState, ...], now: float) -> None:
+        """Who else serves what. A worker's latest word counts: one that has just started lists all that it may come
+        to serve. That of one that is gone counts for ten minutes more: an engine that starts again must not find its
+        requests drafted meanwhile.
         """
+        self._own = own
         for worker in others:
-            if worker.engine != DRAFT and worker.slots:
-                for id_ in worker.models:
-                    self._others.setdefault(id_, set()).add(worker.engine)
-            self._note(worker.remotes)
-        self._note(own)
-
-    def _note(self, remotes: Iterable[RemoteState]) -> None:
-        for remote in remotes:
-            for id_ in remote.models:
-                self._remotes.setdefault(id_, {})[remote.name] = remote
+            models = worker.models if worker.slots and worker.engine != DRAFT else ()
+            self._others[worker.id] = _Known(worker.engine, frozenset(models), worker.remotes, now)
+        for id_ in [id_ for id_, known in self._others.items() if now - known.at > REMEMBERED_SECONDS]:
+            del self._others[id_]
 
     def may_take(self, model_id: str) -> bool:
         entry = self._catalog.get(model_id)
         if entry is None:
             return False
-        serving = tuple(self._remotes.get(model_id, {}).values())
+        told = (*self._own, *(state for known in self._others.values() for state in known.remotes))
+        serving = tuple({state.name: state for state in told if model_id in state.models}.values())
         lead_there = routed(effective_routes(entry.model, serving, 0.0), serving)
-        others = self._others.get(model_id, set())
+        others = {known.engine for known in self._others.values() if model_id in known.models}
         return may_claim(self._engine, entry.model, others, [remote.name for remote in lead_there])
