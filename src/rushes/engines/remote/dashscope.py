@@ -15,7 +15,7 @@ from urllib.parse import quote
 import msgspec
 
 from rushes.catalog.model import Model
-from rushes.catalog.remotes import RemoteTable, remote_table, remote_values
+from rushes.catalog.remotes import RemoteTable, remote_values
 from rushes.engines.remote.base import (
     Accepted,
     Finished,
@@ -28,8 +28,9 @@ from rushes.engines.remote.base import (
     Underway,
 )
 from rushes.engines.remote.configured import RemoteConfig
-from rushes.engines.remote.http import Answer, RemoteHTTP, between, id_of, retry_after, trouble_of
+from rushes.engines.remote.http import Answer, between, id_of, retry_after, trouble_of
 from rushes.engines.remote.inputs import data_uri, picture_uri, texts, unsent
+from rushes.engines.remote.keyed import KeyedEngine
 from rushes.requests.record import Progress
 
 _IMAGE_PATH: Final = "api/v1/services/aigc/text2image/image-synthesis"
@@ -100,30 +101,18 @@ _DURATIONS: Final[Mapping[str, Sequence[int]]] = {"wan2.5-": (5, 10), "wan2.6-":
 """Seconds. Older models make 5 and are not told."""
 
 
-class DashScopeEngine:
+class DashScopeEngine(KeyedEngine):
     """See :class:`rushes.engines.remote.base.RemoteEngine`. ``seconds`` bound each call."""
 
     kind = "dashscope"
     poll_seconds = 3.0
     """Twenty questions a second are answered to each account; a picture takes a minute or two."""
 
-    def __init__(self, config: RemoteConfig, *, seconds: float = 60.0) -> None:
-        self.name = config.name
-        headers = {"Authorization": f"Bearer {config.key.value}"} if config.key else {}
-        base_url = config.base_url.rstrip("/").removesuffix("/api/v1")  # its own clients have it in their base
-        self._http = RemoteHTTP(config.name, base_url, headers, seconds)
-        self.origin = self._http.origin
-
-    def serves(self, model: Model) -> bool:
-        return remote_table(model, self.kind) is not None
-
-    def headers(self) -> dict[str, str]:
-        return dict(self._http.headers)
+    def _base_url(self, config: RemoteConfig) -> str:
+        return config.base_url.rstrip("/").removesuffix("/api/v1")  # its own clients have it in their base
 
     async def submit(self, job: RemoteJob) -> Accepted:
-        table = remote_table(job.model, self.kind)
-        if table is None:
-            raise RemoteUnavailable("model", f"the manifest of {job.model.id} names no {self.kind} engine")
+        table = self._table(job.model)
         given, parameters = await self._input(table, job), self._parameters(table, job)
         mapped = given.pop(_PARAMETERS, {})
         parameters |= mapped if isinstance(mapped, dict) else {}
@@ -172,9 +161,6 @@ class DashScopeEngine:
     async def cancel(self, handle: str) -> None:
         with contextlib.suppress(RemoteUnavailable):  # tasks that run cannot be cancelled there
             await self._http.ask("POST", f"api/v1/tasks/{quote(handle, safe='')}/cancel")
-
-    async def close(self) -> None:
-        await self._http.close()
 
     # -- what is sent -----------------------------------------------------------------------------------------
     async def _input(self, table: RemoteTable, job: RemoteJob) -> dict[str, Any]:

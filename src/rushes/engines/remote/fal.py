@@ -37,9 +37,9 @@ from rushes.engines.remote.base import (
     SubmitUnknown,
     Underway,
 )
-from rushes.engines.remote.configured import RemoteConfig
-from rushes.engines.remote.http import Answer, RemoteHTTP, id_of, retry_after, trouble_of
+from rushes.engines.remote.http import Answer, id_of, retry_after, trouble_of
 from rushes.engines.remote.inputs import data_uri
+from rushes.engines.remote.keyed import KeyedEngine
 from rushes.requests.record import Progress
 
 DEFAULTS: Final = {
@@ -97,25 +97,14 @@ class _Handle(msgspec.Struct, frozen=True, omit_defaults=True):
     cancel: str = ""
 
 
-class FalEngine:
+class FalEngine(KeyedEngine):
     """One account at fal, or another server that speaks its queue's wire. See
     :class:`rushes.engines.remote.base.RemoteEngine`. ``seconds`` bound every call.
     """
 
-    kind: str = "fal"
-    poll_seconds: float = 1.0
-
-    def __init__(self, config: RemoteConfig, *, seconds: float = 60.0) -> None:
-        self.name = config.name
-        self._key = config.key
-        self._http = RemoteHTTP(config.name, config.base_url, self.headers(), seconds)
-        self.origin = self._http.origin
-
-    def serves(self, model: Model) -> bool:
-        return remote_table(model, self.kind) is not None
-
-    def headers(self) -> dict[str, str]:
-        return {"Authorization": f"Key {self._key.value}"} if self._key is not None else {}
+    kind = "fal"
+    poll_seconds = 1.0
+    key_scheme = "Key"
 
     async def submit(self, job: RemoteJob) -> Accepted:
         table = self._table(job.model)
@@ -164,16 +153,7 @@ class FalEngine:
         with contextlib.suppress(Exception):
             await self._http.ask("PUT", self._address(self._read(handle), "cancel"))
 
-    async def close(self) -> None:
-        await self._http.close()
-
     # -- addresses --------------------------------------------------------------------------------------------
-    def _table(self, model: Model) -> RemoteTable:
-        table = remote_table(model, self.kind)
-        if table is None:
-            raise RemoteUnavailable("model", f"the manifest of {model.id} does not say how {self.kind} runs it")
-        return table
-
     def _read(self, handle: str) -> _Handle:
         try:
             return msgspec.json.decode(handle, type=_Handle)

@@ -45,6 +45,7 @@ from rushes.engines.remote.base import (
 from rushes.engines.remote.configured import RemoteConfig
 from rushes.engines.remote.http import Answer, RemoteHTTP, id_of, retry_after, trouble_of
 from rushes.engines.remote.inputs import data_uri
+from rushes.engines.remote.keyed import KeyedEngine
 from rushes.requests.record import Progress
 
 Endpoint = Literal["videos", "images", "tasks"]
@@ -112,29 +113,18 @@ _SUFFIXES: Final = {
 }
 
 
-class OpenAIVideoEngine:
+class OpenAIVideoEngine(KeyedEngine):
     """See :class:`rushes.engines.remote.base.RemoteEngine`. ``seconds`` bound each call but that for images."""
 
     kind = "openai-video"
     poll_seconds = 2.0
 
     def __init__(self, config: RemoteConfig, *, seconds: float = 60.0) -> None:
-        self.name = config.name
-        headers = {"Authorization": f"Bearer {config.key.value}"} if config.key else {}
-        self._http = RemoteHTTP(config.name, config.base_url, headers, seconds)
-        self._images = RemoteHTTP(config.name, config.base_url, headers, max(seconds, IMAGE_SECONDS))
-        self.origin = self._http.origin
-
-    def serves(self, model: Model) -> bool:
-        return remote_table(model, self.kind) is not None
-
-    def headers(self) -> dict[str, str]:
-        return dict(self._http.headers)
+        super().__init__(config, seconds=seconds)
+        self._images = RemoteHTTP(config.name, config.base_url, self.headers(), max(seconds, IMAGE_SECONDS))
 
     async def submit(self, job: RemoteJob) -> Accepted | Finished:
-        table = remote_table(job.model, self.kind)
-        if table is None:
-            raise RemoteUnavailable("model", f"the manifest of {job.model.id} names no {self.kind} engine")
+        table = self._table(job.model)
         endpoint = _endpoint(table, job.model)
         body, files = await self._body(table, endpoint, job)
         body |= table.options.get("extra", {})
@@ -182,7 +172,7 @@ class OpenAIVideoEngine:
             await self._http.ask("DELETE", handle)
 
     async def close(self) -> None:
-        await self._http.close()
+        await super().close()
         await self._images.close()
 
     # -- the input --------------------------------------------------------------------------------------------

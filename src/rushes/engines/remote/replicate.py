@@ -40,9 +40,9 @@ from rushes.engines.remote.base import (
     SubmitUnknown,
     Underway,
 )
-from rushes.engines.remote.configured import RemoteConfig
-from rushes.engines.remote.http import LONGEST_PAUSE, Answer, RemoteHTTP, id_of, retry_after, trouble_of
+from rushes.engines.remote.http import LONGEST_PAUSE, Answer, id_of, retry_after, trouble_of
 from rushes.engines.remote.inputs import data_uri
+from rushes.engines.remote.keyed import KeyedEngine
 from rushes.requests.record import Progress
 
 DEFAULTS: Final = {
@@ -84,32 +84,16 @@ class _Handle(msgspec.Struct, frozen=True, omit_defaults=True):
     cancel: str = ""
 
 
-class ReplicateEngine:
+class ReplicateEngine(KeyedEngine):
     """One account at Replicate, or another server that speaks its wire. See
     :class:`rushes.engines.remote.base.RemoteEngine`. ``seconds`` bound every call.
     """
 
-    kind: str = "replicate"
-    poll_seconds: float = 1.0
-
-    def __init__(self, config: RemoteConfig, *, seconds: float = 60.0) -> None:
-        self.name = config.name
-        self._key = config.key
-        self._http = RemoteHTTP(config.name, config.base_url, self.headers(), seconds)
-        self.origin = self._http.origin
-
-    def serves(self, model: Model) -> bool:
-        return remote_table(model, self.kind) is not None
-
-    def headers(self) -> dict[str, str]:
-        return {"Authorization": f"Bearer {self._key.value}"} if self._key is not None else {}
+    kind = "replicate"
+    poll_seconds = 1.0
 
     async def submit(self, job: RemoteJob) -> Accepted:
-        table = remote_table(job.model, self.kind)
-        if table is None:
-            raise RemoteUnavailable(
-                "model", f"the manifest of {job.model.id} does not say how {self.kind} runs it"
-            )
+        table = self._table(job.model)
         by_address = table.options.get("files") == "url"
 
         async def text(file: RemoteInput) -> str:
@@ -165,9 +149,6 @@ class ReplicateEngine:
     async def cancel(self, handle: str) -> None:
         with contextlib.suppress(Exception):
             await self._http.ask("POST", self._address(self._read(handle), "cancel"))
-
-    async def close(self) -> None:
-        await self._http.close()
 
     # -- inputs -----------------------------------------------------------------------------------------------
     async def _text(self, file: RemoteInput) -> str:

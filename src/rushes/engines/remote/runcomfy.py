@@ -15,8 +15,7 @@ from urllib.parse import quote, urljoin, urlsplit
 import msgspec
 
 from rushes import log
-from rushes.catalog.model import Model
-from rushes.catalog.remotes import RemoteTable, remote_table
+from rushes.catalog.remotes import RemoteTable
 from rushes.engines.remote.answers import input_values
 from rushes.engines.remote.base import (
     Accepted,
@@ -30,8 +29,9 @@ from rushes.engines.remote.base import (
     Underway,
 )
 from rushes.engines.remote.configured import RemoteConfig
-from rushes.engines.remote.http import Answer, RemoteHTTP, id_of, retry_after, trouble_of
+from rushes.engines.remote.http import Answer, id_of, retry_after, trouble_of
 from rushes.engines.remote.inputs import data_uri
+from rushes.engines.remote.keyed import KeyedEngine
 from rushes.requests.record import Progress
 
 HOPS_HEADER: Final = "X-Rushes-Hops"
@@ -70,29 +70,18 @@ class _Task(msgspec.Struct, frozen=True, omit_defaults=True):
     cancel: str = ""
 
 
-class RunComfyEngine:
+class RunComfyEngine(KeyedEngine):
     """See :class:`rushes.engines.remote.base.RemoteEngine`. ``seconds`` bound each call."""
 
     kind = "runcomfy"
     poll_seconds = 1.0
 
     def __init__(self, config: RemoteConfig, *, seconds: float = 60.0) -> None:
-        self.name = config.name
-        headers = {"Authorization": f"Bearer {config.key.value}"} if config.key else {}
-        self._http = RemoteHTTP(config.name, config.base_url, headers, seconds)
-        self.origin = self._http.origin
+        super().__init__(config, seconds=seconds)
         self._files_as = "url" if at_runcomfy(config.base_url) else "data"
 
-    def serves(self, model: Model) -> bool:
-        return remote_table(model, self.kind) is not None
-
-    def headers(self) -> dict[str, str]:
-        return dict(self._http.headers)
-
     async def submit(self, job: RemoteJob) -> Accepted:
-        table = remote_table(job.model, self.kind)
-        if table is None:
-            raise RemoteUnavailable("model", f"the manifest of {job.model.id} names no {self.kind} engine")
+        table = self._table(job.model)
         body = await self._input(table, job)
         answer = await self._http.submit(
             "POST",
@@ -132,9 +121,6 @@ class RunComfyEngine:
         with contextlib.suppress(RemoteUnavailable):
             task = msgspec.json.decode(handle, type=_Task)
             await self._http.ask("POST", task.cancel or _path(task, "cancel"))
-
-    async def close(self) -> None:
-        await self._http.close()
 
     # -- the input --------------------------------------------------------------------------------------------
     async def _input(self, table: RemoteTable, job: RemoteJob) -> dict[str, Any]:
