@@ -2,7 +2,6 @@
 
 import base64
 import io
-from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
 import msgspec
@@ -11,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from rushes.engines.remote.base import RemoteRefused, Underway
+from rushes.engines.remote.base import RemoteJob, RemoteRefused, Underway
 from rushes.engines.remote.dashscope import (
     _OF_OLDER_WAN,
     _OF_WAN_2_5,
@@ -27,29 +26,22 @@ from support.dashscope_jobs import (
     KEYFRAMES,
     SMALL,
     WAN_2_5,
-    engine_for,
-    fetched,
     field_of,
-    finished,
     job_for,
-    submitted,
     with_table,
 )
 from support.remote_dashscope import I2V, T2I, T2V, DashScopeStub
-from support.remote_stub import KEY, picture, running
+from support.remote_driving import brought, finished, submitted
+from support.remote_stub import KEY, picture
+from support.remote_vendors import DASHSCOPE, fixtures
+
+stub, engine, _ = fixtures(DASHSCOPE)
 
 
-@pytest.fixture
-def stub() -> Iterator[DashScopeStub]:
-    with running(DashScopeStub()) as started:
-        yield started
-
-
-@pytest.fixture
-async def engine(stub: DashScopeStub) -> AsyncIterator[DashScopeEngine]:
-    made = engine_for(stub)
-    yield made
-    await made.close()
+async def made(engine: DashScopeEngine, job: RemoteJob, folder: Path) -> Path:
+    """The one file that comes of a job."""
+    [file] = (await finished(engine, await submitted(engine, job), job)).files
+    return await brought(engine, file, folder / "out")
 
 
 # -- text to image --------------------------------------------------------------------------------------------
@@ -58,7 +50,7 @@ async def test_a_picture_from_text(engine: DashScopeEngine, stub: DashScopeStub,
 
     handle = await submitted(engine, job)
     first = await engine.poll(handle, job)
-    path = await fetched(engine, await finished(engine, handle, job), tmp_path)
+    path = await brought(engine, (await finished(engine, handle, job)).files[0], tmp_path / "out")
 
     assert isinstance(first, Underway)
     assert first.progress.stage == "queued"
@@ -90,7 +82,7 @@ async def test_each_format_of_the_seed_comes_in_exactly_its_size(
     stub.least_pixels, stub.polls = least, 0
     job = job_for(tmp_path, aspect_ratio=size)
 
-    path = await fetched(engine, await finished(engine, await submitted(engine, job), job), tmp_path)
+    path = await made(engine, job, tmp_path)
 
     info = check_image(path, 10_000_000)
     assert job.roles["resolution"] == (info.width, info.height)
@@ -103,7 +95,7 @@ async def test_a_picture_of_another_size_than_asked_for_is_brought_to_it(
     stub.grows, stub.polls = 64, 0
     job = job_for(tmp_path)
 
-    path = await fetched(engine, await finished(engine, await submitted(engine, job), job), tmp_path)
+    path = await made(engine, job, tmp_path)
 
     info = check_image(path, 10_000_000)
     assert (1024, 1024) == (info.width, info.height)
@@ -188,7 +180,7 @@ async def test_a_video_between_two_frames(
     job = job_for(tmp_path, KEYFRAMES, frames)
 
     outcome = await finished(engine, await submitted(engine, job), job)
-    path = await fetched(engine, outcome, tmp_path)
+    path = await brought(engine, outcome.files[0], tmp_path / "out")
 
     assert check_video(path, 10_000_000).frames == 5
     [call] = stub.calls("POST", "/api/v1/services/aigc/image2video/video-synthesis$")

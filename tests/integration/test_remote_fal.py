@@ -1,6 +1,5 @@
 """The engine for fal's queue, in front of a server that behaves as fal's documents say."""
 
-from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -11,13 +10,9 @@ from rushes.engines.remote.base import (
     Finished,
     RemoteJob,
     RemoteRefused,
-    RemoteUnavailable,
-    SubmitUnknown,
     Underway,
 )
-from rushes.engines.remote.configured import RemoteConfig, Secret
 from rushes.engines.remote.fal import FalEngine
-from rushes.engines.remote.outputs import OutputNotFetched
 from rushes.requests.record import Progress
 from support.remote_driving import (
     PROMPT,
@@ -34,37 +29,17 @@ from support.remote_driving import (
     to_end,
 )
 from support.remote_fal import I2V, T2I, FalStub, Outcome, problem
-from support.remote_stub import HTML, KEY, Fault, running
+from support.remote_stub import HTML, KEY, Fault
+from support.remote_vendors import FAL, FAL_TABLE, fixtures
 
-TABLE = {
-    "model": I2V,
-    "input": {"prompt": "prompt", "image_url": "start_image", "num_frames": "frames", "resolution": "'720p'"},
-}
 SUBMIT = rf"^/{I2V}$"
 STATUS = r"/status$"
 RESULT = r"/requests/[^/]+$"
-
-
-@pytest.fixture
-def stub() -> Iterator[FalStub]:
-    with running(FalStub()) as stub:
-        yield stub
-
-
-@pytest.fixture
-async def engine(stub: FalStub) -> AsyncIterator[FalEngine]:
-    engine = FalEngine(RemoteConfig("fal", "fal", stub.url, Secret(KEY)), seconds=10)
-    yield engine
-    await engine.close()
-
-
-@pytest.fixture
-def job(tmp_path: Path) -> RemoteJob:
-    return film(tmp_path)
+stub, engine, job = fixtures(FAL)
 
 
 def film(folder: Path, *, model: Model | None = None, **more: Any) -> RemoteJob:
-    return queue_film(model or queue_model("fal", TABLE), folder, **more)
+    return queue_film(model or queue_model("fal", FAL_TABLE), folder, **more)
 
 
 # -- the good way -----------------------------------------------------------------------------------------------
@@ -121,7 +96,7 @@ async def test_a_picture_that_comes_in_the_answer(engine: FalEngine, stub: FalSt
 async def test_the_users_own_address_goes_only_where_the_manifest_says_so(
     engine: FalEngine, stub: FalStub, tmp_path: Path, files: str | None
 ) -> None:
-    table = TABLE | ({"files": files} if files else {})
+    table = FAL_TABLE | ({"files": files} if files else {})
     address = "https://images.example/fox.png?token=abc"
     await submitted(engine, film(tmp_path, model=queue_model("fal", table), url=address))
     await submitted(engine, film(tmp_path, model=queue_model("fal", table), text="another fox"))
@@ -166,59 +141,7 @@ async def test_keyed_are_only_outputs_of_the_remote_itself(
     ]
 
 
-async def test_serves_what_the_manifest_says(engine: FalEngine, stub: FalStub) -> None:
-    assert engine.serves(queue_model("fal", TABLE))
-    assert not engine.serves(queue_model("fal", None))
-    assert (stub.url, {"Authorization": f"Key {KEY}"}) == (engine.origin, engine.headers())
-
-
 # -- not taken --------------------------------------------------------------------------------------------------
-async def test_throttled(engine: FalEngine, stub: FalStub, job: RemoteJob) -> None:
-    body = {"detail": "Too many requests"}
-    stub.fail("POST", SUBMIT, Fault(429, body, {"Retry-After": "7"}))
-    trouble = await not_taken(engine, job)
-
-    assert ("throttled", 7.0, {}) == (trouble.trouble, trouble.retry_after, stub.jobs)
-    await to_end(engine, await submitted(engine, job), job)
-
-
-@pytest.mark.parametrize(
-    ("status", "body", "trouble"),
-    [
-        (500, {"detail": "Internal Server Error", "error_type": "internal_error"}, "fault"),
-        (503, {"detail": "Unavailable", "error_type": "downstream_service_unavailable"}, "fault"),
-        (401, {"detail": "No user found for Key ID and Secret"}, "key"),
-        (403, {"detail": "Key has no access to this application"}, "key"),
-        (403, {"detail": "User is locked. Reason: Exhausted balance. Top up your balance at fal.ai."}, "funds"),
-        (402, {"detail": "Payment required"}, "funds"),
-        (404, {"detail": 'Application "wan" not found'}, "model"),
-        (409, {"detail": "Conflict"}, "throttled"),
-    ],
-)
-async def test_not_taken(
-    engine: FalEngine, stub: FalStub, job: RemoteJob, status: int, body: Any, trouble: str
-) -> None:
-    stub.fail("POST", SUBMIT, Fault(status, body))
-
-    assert trouble == (await not_taken(engine, job)).trouble
-    assert {} == stub.jobs
-
-
-async def test_a_wrong_key_is_in_no_error(stub: FalStub, job: RemoteJob) -> None:
-    wrong = "wrong-key-id:0123456789abcdef"
-    stub.fail("POST", SUBMIT, Fault(401, {"detail": f"No user found for Key {wrong}"}))
-    engine = FalEngine(RemoteConfig("fal", "fal", stub.url, Secret(wrong)))
-    for _ in range(2):
-        trouble = await not_taken(engine, job)
-        assert "key" == trouble.trouble
-        assert wrong not in str(trouble)
-    await engine.close()
-
-
-async def test_nobody_there(stub: FalStub, job: RemoteJob) -> None:
-    engine = FalEngine(RemoteConfig("fal", "fal", "http://127.0.0.1:9", Secret(KEY)))
-
-    assert "unreachable" == (await not_taken(engine, job)).trouble
 
 
 async def test_a_model_that_is_no_app(engine: FalEngine, stub: FalStub, tmp_path: Path) -> None:
@@ -229,27 +152,6 @@ async def test_a_model_that_is_no_app(engine: FalEngine, stub: FalStub, tmp_path
 
 
 # -- taken or not -----------------------------------------------------------------------------------------------
-@pytest.mark.parametrize(
-    ("fault", "accepted"),
-    [
-        (Fault(lost=True), 1),
-        (Fault(cut=20), 1),
-        (Fault(drop=True), 0),
-        (Fault(502, HTML), 0),
-        (Fault(504, HTML), 0),
-        (Fault(200, HTML), 0),
-        (Fault(200, {"status": "IN_QUEUE"}), 0),
-    ],
-)
-async def test_a_lost_answer_is_never_sent_again(
-    engine: FalEngine, stub: FalStub, job: RemoteJob, fault: Fault, accepted: int
-) -> None:
-    stub.fail("POST", SUBMIT, fault)
-    with pytest.raises(SubmitUnknown) as caught:
-        await engine.submit(job)
-
-    assert KEY not in caught.value.why
-    assert (accepted, 1) == (sum(stub.submits.values()), len(stub.calls("POST", SUBMIT)))
 
 
 # -- refused ----------------------------------------------------------------------------------------------------
@@ -350,47 +252,15 @@ async def test_failed_there(
     assert ("remote_failed", retryable, billed) == (error.reason, error.retryable, error.billed)
 
 
-async def test_a_job_that_the_server_does_not_know(engine: FalEngine, stub: FalStub, job: RemoteJob) -> None:
-    handle = await submitted(engine, job)
-    stub.jobs.clear()
-    with pytest.raises(RemoteRefused) as caught:
-        await engine.poll(handle, job)
-
-    assert ("remote_lost", True) == (caught.value.reason, caught.value.billed)
-
-
 async def test_a_handle_that_cannot_be_read(engine: FalEngine, stub: FalStub, job: RemoteJob) -> None:
     with pytest.raises(RemoteRefused) as caught:
         await engine.poll("{", job)
 
+    await engine.cancel("{")
     assert ("remote_lost", []) == (caught.value.reason, stub.seen)
 
 
 # -- polls that say nothing -------------------------------------------------------------------------------------
-@pytest.mark.parametrize("path", [STATUS, RESULT])
-@pytest.mark.parametrize(
-    ("fault", "trouble"),
-    [
-        (Fault(429, {"detail": "Too many requests"}, {"Retry-After": "3"}), "throttled"),
-        (Fault(500, {"detail": "Internal Server Error"}), "fault"),
-        (Fault(502, HTML), "fault"),
-        (Fault(401, {"detail": "No user found for Key ID and Secret"}), "key"),
-        (Fault(200, HTML), "fault"),
-        (Fault(drop=True), "unreachable"),
-    ],
-)
-async def test_a_poll_without_an_answer_decides_nothing(
-    engine: FalEngine, stub: FalStub, job: RemoteJob, path: str, fault: Fault, trouble: str
-) -> None:
-    stub.polls = 0
-    handle = await submitted(engine, job)
-    stub.fail("GET", path, fault, times=2 if fault.drop else 1)
-    with pytest.raises(RemoteUnavailable) as caught:
-        await engine.poll(handle, job)
-
-    assert trouble == caught.value.trouble
-    assert KEY not in caught.value.why
-    assert isinstance(await engine.poll(handle, job), Finished)
 
 
 async def test_a_result_that_is_not_there_yet(engine: FalEngine, stub: FalStub, job: RemoteJob) -> None:
@@ -403,45 +273,3 @@ async def test_a_result_that_is_not_there_yet(engine: FalEngine, stub: FalStub, 
 
 
 # -- later ------------------------------------------------------------------------------------------------------
-async def test_another_engine_goes_on_from_the_handle(engine: FalEngine, stub: FalStub, job: RemoteJob) -> None:
-    handle = await submitted(engine, job)
-    later = FalEngine(RemoteConfig("fal", "fal", stub.url, Secret(KEY)))
-    _, finished = await to_end(later, handle, job)
-    await later.close()
-
-    assert (1, 1) == (len(finished.files), len(stub.jobs))
-
-
-async def test_an_expired_output_has_a_fresh_address(
-    engine: FalEngine, stub: FalStub, job: RemoteJob, tmp_path: Path
-) -> None:
-    stub.expired_outputs = 1
-    handle = await submitted(engine, job)
-    _, finished = await to_end(engine, handle, job)
-    with pytest.raises(OutputNotFetched) as caught:
-        await brought(engine, finished.files[0], tmp_path / "out.mp4")
-    assert caught.value.expired
-
-    _, again = await to_end(engine, handle, job)
-    assert (96, 64, 5) == movie_shape(await brought(engine, again.files[0], tmp_path / "out.mp4"))
-
-
-async def test_cancel(engine: FalEngine, stub: FalStub, job: RemoteJob) -> None:
-    stub.gate.clear()
-    handle = await submitted(engine, job)
-    await engine.cancel(handle)
-    with pytest.raises(RemoteRefused) as caught:
-        await to_end(engine, handle, job)
-
-    assert ("remote_failed", False) == (caught.value.reason, caught.value.retryable)
-    assert 1 == len(stub.calls("PUT", "/cancel$"))
-
-
-async def test_cancel_never_raises(engine: FalEngine, stub: FalStub, job: RemoteJob) -> None:
-    handle = await submitted(engine, job)
-    stub.fail("PUT", "/cancel$", Fault(500, HTML))
-    stub.fail("PUT", "/cancel$", Fault(drop=True))
-    for one in (handle, handle, "{"):
-        await engine.cancel(one)
-
-    assert 2 == len(stub.calls("PUT", "/cancel$"))

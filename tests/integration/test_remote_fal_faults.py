@@ -2,7 +2,6 @@
 
 import base64
 import json
-from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -14,10 +13,8 @@ from rushes.engines.remote.base import (
     RemoteJob,
     RemoteRefused,
     RemoteUnavailable,
-    SubmitUnknown,
     Underway,
 )
-from rushes.engines.remote.configured import RemoteConfig, Secret
 from rushes.engines.remote.fal import FalEngine
 from rushes.requests.record import Progress
 from support.remote_driving import (
@@ -34,32 +31,14 @@ from support.remote_driving import (
     to_end,
 )
 from support.remote_fal import I2V, T2I, FalStub, Outcome, problem
-from support.remote_stub import HTML, KEY, Fault, running
+from support.remote_stub import HTML, Fault
+from support.remote_vendors import FAL, fixtures
 
-TABLE = {"model": I2V, "input": {"prompt": "prompt", "image_url": "start_image", "num_frames": "frames"}}
 SUBMIT = rf"^/{I2V}$"
 STATUS = r"/status$"
 RESULT = r"/requests/[^/]+$"
+stub, engine, job = fixtures(FAL, polls=0)
 LIST = problem("prompt", "Field required", "missing")
-
-
-@pytest.fixture
-def stub() -> Iterator[FalStub]:
-    with running(FalStub()) as stub:
-        stub.polls = 0
-        yield stub
-
-
-@pytest.fixture
-async def engine(stub: FalStub) -> AsyncIterator[FalEngine]:
-    engine = FalEngine(RemoteConfig("fal", "fal", stub.url, Secret(KEY)), seconds=10)
-    yield engine
-    await engine.close()
-
-
-@pytest.fixture
-def job(tmp_path: Path) -> RemoteJob:
-    return queue_film(queue_model("fal", TABLE), tmp_path)
 
 
 def stills(folder: Path, count: int = 1, **values: Any) -> RemoteJob:
@@ -68,25 +47,6 @@ def stills(folder: Path, count: int = 1, **values: Any) -> RemoteJob:
 
 
 # -- taken, and then -------------------------------------------------------------------------------------------
-@pytest.mark.parametrize("status", [500, 502, 503, 504, 520, 524])
-@pytest.mark.parametrize("body", [HTML, CLOUDFLARE, {"detail": "Internal Server Error"}])
-async def test_a_job_that_was_taken_is_not_sent_again(
-    engine: FalEngine, stub: FalStub, job: RemoteJob, status: int, body: Any
-) -> None:
-    stub.fail("POST", SUBMIT, Fault(status, body, {"x-fal-request-id": "4711"}, after=True))
-    with pytest.raises(SubmitUnknown):
-        await engine.submit(job)
-
-    assert (1, 1) == (sum(stub.submits.values()), len(stub.calls("POST", SUBMIT)))
-
-
-async def test_a_gateway_that_ran_out_of_time_says_nothing_by_its_own_words(
-    engine: FalEngine, stub: FalStub, job: RemoteJob
-) -> None:
-    body = {"detail": "Request timed out", "error_type": "request_timeout"}
-    stub.fail("POST", SUBMIT, Fault(504, body, after=True))
-    with pytest.raises(SubmitUnknown):
-        await engine.submit(job)
 
 
 # -- a result that is not to be had now ------------------------------------------------------------------------
@@ -112,10 +72,7 @@ async def test_a_gateway_that_ran_out_of_time_says_nothing_by_its_own_words(
         (Fault(524, CLOUDFLARE), "fault"),
         (Fault(400, HTML), "fault"),
         (Fault(422, HTML), "fault"),
-        (Fault(404, HTML), "fault"),
         (Fault(404, {"detail": "Not Found"}, {"x-fal-request-id": "4711"}), "fault"),
-        (Fault(404, {"message": "no Route matched with those values"}), "fault"),
-        (Fault(410, HTML), "fault"),
     ],
 )
 async def test_a_paid_result_is_asked_for_again(
@@ -167,36 +124,6 @@ async def test_a_failed_job_is_told_by_its_status_where_its_result_is_not_to_be_
 
 
 # -- 404s of others --------------------------------------------------------------------------------------------
-@pytest.mark.parametrize(
-    "fault",
-    [
-        Fault(404, HTML),
-        Fault(410, HTML),
-        Fault(405, HTML),
-        Fault(404, {"message": "no Route matched with those values"}),
-        Fault(404, CLOUDFLARE | {"status": 404, "detail": "The requested page was not found."}),
-        Fault(404, {"detail": "Not Found"}),
-    ],
-)
-async def test_a_404_of_a_proxy_loses_no_job(
-    engine: FalEngine, stub: FalStub, job: RemoteJob, fault: Fault
-) -> None:
-    handle = await submitted(engine, job)
-    stub.fail("GET", STATUS, fault)
-    with pytest.raises(RemoteUnavailable):
-        await engine.poll(handle, job)
-
-    assert isinstance(await engine.poll(handle, job), Finished)
-
-
-@pytest.mark.parametrize("path", [STATUS, RESULT])
-async def test_a_404_of_fal_itself_does(engine: FalEngine, stub: FalStub, job: RemoteJob, path: str) -> None:
-    handle = await submitted(engine, job)
-    stub.fail("GET", path, Fault(404, {"detail": "Request 4711 not found"}))
-    with pytest.raises(RemoteRefused) as caught:
-        await engine.poll(handle, job)
-
-    assert ("remote_lost", True) == (caught.value.reason, caught.value.billed)
 
 
 # -- pictures that the safety checker has made black ---------------------------------------------------------------
@@ -318,13 +245,6 @@ async def test_odd_failures(engine: FalEngine, stub: FalStub, job: RemoteJob, ki
         await engine.poll(handle, job)
 
     assert ("remote_refused", None) == (caught.value.reason, caught.value.field)
-
-
-@pytest.mark.parametrize("request_id", ["a" * 300, "a b", "é", "..", 7, "", None])
-async def test_ids_that_are_none(engine: FalEngine, stub: FalStub, job: RemoteJob, request_id: object) -> None:
-    stub.fail("POST", SUBMIT, Fault(200, {"request_id": request_id}))
-    with pytest.raises(SubmitUnknown):
-        await engine.submit(job)
 
 
 async def test_handles_are_small(engine: FalEngine, stub: FalStub, job: RemoteJob) -> None:

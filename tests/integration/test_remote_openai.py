@@ -1,93 +1,32 @@
 """The engine `openai-video` against servers that speak OpenAI's wire, each with its own habits, and LightX2V's."""
 
-import asyncio
 import base64
 import json
-from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from rushes.engines.remote.base import (
-    Accepted,
     Finished,
     RemoteJob,
     RemoteRefused,
-    RemoteUnavailable,
     SubmitUnknown,
     Underway,
 )
-from rushes.engines.remote.configured import RemoteConfig, Secret
 from rushes.engines.remote.openai_video import OpenAIVideoEngine
 from rushes.engines.remote.outputs import OutputNotFetched, fetch_output
 from rushes.media.fetch import FetchPolicy
 from rushes.media.inspect import check_image, check_video
 from rushes.requests.record import Progress
+from support.remote_driving import brought, finished, picture_size, refused, submitted
 from support.remote_openai import NAME, OpenAIStub, image_job, video_job
-from support.remote_runcomfy import FLF, model
-from support.remote_stub import HTML, KEY, Fault, picture, running
+from support.remote_stub import HTML, Fault, picture
+from support.remote_vendors import OPENAI, fixtures
 
 PIXELS = 10_000_000
+stub, engine, job = fixtures(OPENAI)
 MAPPING = {"prompt": "prompt", "input_reference": "start_image"}
-
-
-@pytest.fixture
-def stub() -> Iterator[OpenAIStub]:
-    with running(OpenAIStub()) as started:
-        yield started
-
-
-def connected(stub: OpenAIStub, key: str | None = KEY) -> OpenAIVideoEngine:
-    config = RemoteConfig("box", "openai-video", stub.base, Secret(key) if key else None)
-    return OpenAIVideoEngine(config, seconds=10)
-
-
-@pytest.fixture
-async def engine(stub: OpenAIStub) -> AsyncIterator[OpenAIVideoEngine]:
-    made = connected(stub)
-    yield made
-    await made.close()
-
-
-@pytest.fixture
-def job(tmp_path: Path) -> RemoteJob:
-    return video_job(tmp_path)
-
-
-async def handed_over(engine: OpenAIVideoEngine, job: RemoteJob) -> str:
-    accepted = await engine.submit(job)
-    assert isinstance(accepted, Accepted)
-    return accepted.handle
-
-
-async def finished(engine: OpenAIVideoEngine, handle: str, job: RemoteJob) -> Finished:
-    for _ in range(200):
-        answer = await engine.poll(handle, job)
-        if isinstance(answer, Finished):
-            return answer
-        await asyncio.sleep(0.01)
-    raise AssertionError("it does not end")
-
-
-async def refused(engine: OpenAIVideoEngine, job: RemoteJob) -> RemoteRefused:
-    """The error with which a job ends that was accepted."""
-    with pytest.raises(RemoteRefused) as caught:
-        await finished(engine, await handed_over(engine, job), job)
-    return caught.value
-
-
-async def fetched(engine: OpenAIVideoEngine, outcome: Finished, folder: Path) -> Path:
-    """The first file, by the guarded fetcher."""
-    return (
-        await fetch_output(
-            outcome.files[0],
-            folder / "fetched",
-            engine_origin=engine.origin,
-            headers=engine.headers(),
-            policy=FetchPolicy(),
-        )
-    ).path
 
 
 # -- videos -------------------------------------------------------------------------------------------------------
@@ -96,7 +35,7 @@ async def test_a_form_goes_over_and_the_video_comes_back(
     stub: OpenAIStub, engine: OpenAIVideoEngine, job: RemoteJob, tmp_path: Path, flavour: str
 ) -> None:
     stub.flavour, stub.needs_image, stub.polls = flavour, True, 2
-    handle = await handed_over(engine, job)
+    handle = await submitted(engine, job)
     [sent] = [one.body for one in stub.jobs.values()]
     assert {
         "model": NAME,
@@ -115,7 +54,7 @@ async def test_a_form_goes_over_and_the_video_comes_back(
     assert Underway(Progress(0.37)) == await engine.poll(handle, job)
     outcome = await finished(engine, handle, job)
     assert outcome.cost_usd is None
-    info = check_video(await fetched(engine, outcome, tmp_path), PIXELS)
+    info = check_video(await brought(engine, outcome.files[0], tmp_path / "fetched"), PIXELS)
     assert (64, 48, 9, 16) == (info.width, info.height, info.frames, info.fps)
 
 
@@ -124,13 +63,13 @@ async def test_openai_itself_takes_a_mapping_of_its_own_fields(
 ) -> None:
     stub.flavour, stub.poll_after = "openai", "2500"
     job = video_job(tmp_path, {"input": MAPPING | {"size": "'64x48'", "seconds": "4"}})
-    handle = await handed_over(engine, job)
+    handle = await submitted(engine, job)
     assert Underway(Progress(0.37), 2.5) == await engine.poll(handle, job)
     outcome = await finished(engine, handle, job)
     [sent] = [one.body for one in stub.jobs.values()]
     assert {"model": NAME, "size": "64x48", "seconds": "4"}.items() <= sent.items()
     assert {"input_reference": job.files["68_image"].path.read_bytes()} == sent["files"]
-    info = check_video(await fetched(engine, outcome, tmp_path), PIXELS)
+    info = check_video(await brought(engine, outcome.files[0], tmp_path / "fetched"), PIXELS)
     assert (64, 48) == (info.width, info.height)
 
 
@@ -144,7 +83,7 @@ async def test_extra_values_and_files_inside_of_values_go_along(
         "enable_frame_interpolation": False,
     }
     job = video_job(tmp_path, {"input": mapping, "extra": extra})
-    await handed_over(engine, job)
+    await submitted(engine, job)
     [sent] = [one.body for one in stub.jobs.values()]
     assert ("0.5", {"preencode_mp4": True}, "false") == (
         sent["boundary_ratio"],
@@ -160,14 +99,14 @@ async def test_a_video_in_a_bucket_is_fetched_there_without_the_key(
     stub: OpenAIStub, engine: OpenAIVideoEngine, job: RemoteJob, tmp_path: Path
 ) -> None:
     stub.flavour, stub.bucket = "sglang", True
-    handle = await handed_over(engine, job)
+    handle = await submitted(engine, job)
     outcome = await finished(engine, handle, job)
     stub.expire()
     with pytest.raises(OutputNotFetched) as caught:
-        await fetched(engine, outcome, tmp_path)
+        await brought(engine, outcome.files[0], tmp_path / "fetched")
     assert caught.value.expired
     outcome = await finished(engine, handle, job)
-    assert 9 == check_video(await fetched(engine, outcome, tmp_path), PIXELS).frames
+    assert 9 == check_video(await brought(engine, outcome.files[0], tmp_path / "fetched"), PIXELS).frames
     foreign = engine._video("https://bucket.example/1.mp4?X-Amz-Signature=1", "videos/1/content")
     assert not foreign.keyed
 
@@ -175,31 +114,12 @@ async def test_a_video_in_a_bucket_is_fetched_there_without_the_key(
 async def test_the_content_wants_the_key(
     stub: OpenAIStub, engine: OpenAIVideoEngine, job: RemoteJob, tmp_path: Path
 ) -> None:
-    outcome = await finished(engine, await handed_over(engine, job), job)
+    outcome = await finished(engine, await submitted(engine, job), job)
     with pytest.raises(OutputNotFetched):
         await fetch_output(
             outcome.files[0], tmp_path / "out", engine_origin=engine.origin, headers={}, policy=FetchPolicy()
         )
-    assert (await fetched(engine, outcome, tmp_path)).stat().st_size > 0
-
-
-async def test_without_a_key_no_authorization_is_sent(tmp_path: Path, job: RemoteJob) -> None:
-    with running(OpenAIStub(None)) as open_stub:
-        engine = connected(open_stub, None)
-        outcome = await finished(engine, await handed_over(engine, job), job)
-        assert (await fetched(engine, outcome, tmp_path)).stat().st_size > 0
-        await engine.close()
-        assert all("authorization" not in call.headers for call in open_stub.seen)
-
-
-async def test_it_serves_what_manifests_say_and_shows_no_key(
-    engine: OpenAIVideoEngine, stub: OpenAIStub
-) -> None:
-    assert engine.serves(model(FLF, openai_video={"model": NAME}))
-    assert not engine.serves(model(FLF))
-    assert engine.origin == stub.url
-    assert {"Authorization": f"Bearer {KEY}"} == engine.headers()
-    assert KEY not in repr(engine.__dict__)
+    assert (await brought(engine, outcome.files[0], tmp_path / "fetched")).stat().st_size > 0
 
 
 # -- LightX2V -----------------------------------------------------------------------------------------------------
@@ -208,7 +128,7 @@ async def test_lightx2v_has_tasks_of_its_own(
 ) -> None:
     stub.flavour, stub.polls = "lightx2v", 2
     job = video_job(tmp_path, {"endpoint": "tasks"}, last=True)
-    handle = await handed_over(engine, job)
+    handle = await submitted(engine, job)
     [sent] = [one.body for one in stub.jobs.values()]
     for name, field in (("image_path", "68_image"), ("last_frame_path", "62_image")):
         content = sent.pop(name).partition("base64,")[2]
@@ -222,7 +142,9 @@ async def test_lightx2v_has_tasks_of_its_own(
         "target_shape": [48, 64],
     } == sent
     assert Underway(Progress()) == await engine.poll(handle, job)
-    info = check_video(await fetched(engine, await finished(engine, handle, job), tmp_path), PIXELS)
+    info = check_video(
+        await brought(engine, (await finished(engine, handle, job)).files[0], tmp_path / "fetched"), PIXELS
+    )
     assert (64, 48, 9) == (info.width, info.height, info.frames)
 
 
@@ -237,7 +159,7 @@ async def test_a_task_of_lightx2v_can_be_cancelled(
 ) -> None:
     stub.flavour = "lightx2v"
     job = video_job(tmp_path, {"endpoint": "tasks"})
-    handle = await handed_over(engine, job)
+    handle = await submitted(engine, job)
     await engine.cancel(handle)
     with pytest.raises(RemoteRefused, match="cancelled"):
         await engine.poll(handle, job)
@@ -264,8 +186,9 @@ async def test_an_image_is_in_the_answer(
     assert (100, 50) == file.size
     assert file.path is not None
     assert file.path.parent == tmp_path / "answers"
-    info = check_image(await fetched(engine, outcome, tmp_path), PIXELS)
+    info = check_image(await brought(engine, file, tmp_path / "as-it-is", conforming=False), PIXELS)
     assert (96, 48) == (info.width, info.height)
+    assert (100, 50) == picture_size(await brought(engine, file, tmp_path / "as-asked"))
 
 
 @pytest.mark.parametrize("form", ["url", "relative"])
@@ -276,7 +199,8 @@ async def test_an_image_may_be_an_address(
     outcome = await engine.submit(image_job(tmp_path, {"input": {"prompt": "prompt", "size": "'64x48'"}}))
     assert isinstance(outcome, Finished)
     assert {"model": NAME, "prompt": "a harbour", "size": "64x48"} == stub.seen[0].json
-    assert (await fetched(engine, outcome, tmp_path)).read_bytes() == picture()
+    path = await brought(engine, outcome.files[0], tmp_path / "fetched", conforming=False)
+    assert path.read_bytes() == picture()
 
 
 async def test_pictures_are_sent_as_files_to_be_edited(
@@ -335,63 +259,6 @@ async def test_a_refused_prompt_of_an_image_is_told_apart(
 
 
 # -- submits that come to nothing -----------------------------------------------------------------------------------
-QUOTA = {"error": {"message": "You exceeded your current quota.", "type": "", "code": "insufficient_quota"}}
-LIMIT = {"error": {"message": "Billing hard limit has been reached", "code": "billing_hard_limit_reached"}}
-RATE = {"error": {"message": "Rate limit reached.", "type": "requests", "code": "rate_limit_exceeded"}}
-FULL = {"detail": "Task queue is full (max 100 tasks)"}
-
-
-@pytest.mark.parametrize(
-    ("trouble", "pause", "fault"),
-    [
-        ("throttled", 11, Fault(429, RATE, {"Retry-After": "11"})),
-        ("funds", None, Fault(429, QUOTA)),
-        ("funds", None, Fault(400, LIMIT)),
-        ("fault", None, Fault(503, FULL)),
-        ("fault", 5, Fault(503, HTML, {"Retry-After": "5"})),
-        ("fault", None, Fault(500, {"error": {"message": "Internal error.", "type": "server_error"}})),
-        ("model", None, Fault(404, {"detail": "Not Found"})),
-        ("key", None, Fault(401, {"error": "Unauthorized"})),
-    ],
-)
-async def test_what_the_server_does_not_take_is_not_taken(
-    stub: OpenAIStub, engine: OpenAIVideoEngine, job: RemoteJob, trouble: str, pause: float | None, fault: Fault
-) -> None:
-    stub.fail("POST", "/v1/videos", fault)
-    with pytest.raises(RemoteUnavailable) as caught:
-        await engine.submit(job)
-    assert (trouble, pause) == (caught.value.trouble, caught.value.retry_after)
-    assert stub.jobs == {}
-
-
-@pytest.mark.parametrize(
-    "fault",
-    [Fault(lost=True), Fault(502, HTML), Fault(200, HTML), Fault(200, {"object": "video"}), Fault(cut=9)],
-)
-async def test_what_may_have_been_taken_is_said_to_be_unknown(
-    stub: OpenAIStub, engine: OpenAIVideoEngine, job: RemoteJob, fault: Fault
-) -> None:
-    stub.fail("POST", "/v1/videos", fault)
-    with pytest.raises(SubmitUnknown, match="box"):
-        await engine.submit(job)
-
-
-async def test_a_wrong_key_is_the_operators_and_stands_in_no_error(stub: OpenAIStub, job: RemoteJob) -> None:
-    wrong = connected(stub, "wrong-key-0123456789")
-    with pytest.raises(RemoteUnavailable) as caught:
-        await wrong.submit(job)
-    await wrong.close()
-    assert caught.value.trouble == "key"
-    assert "Incorrect API key" in caught.value.why
-    assert "wrong-key" not in caught.value.why
-
-
-async def test_a_model_that_is_not_there_is_the_operators(
-    stub: OpenAIStub, engine: OpenAIVideoEngine, tmp_path: Path
-) -> None:
-    with pytest.raises(RemoteUnavailable) as caught:
-        await engine.submit(video_job(tmp_path, {"model": "sora-2"}))
-    assert caught.value.trouble == "model"
 
 
 async def test_a_refused_value_names_its_field(
@@ -443,36 +310,15 @@ async def test_moderated_content_is_told_apart(
 
 
 # -- polls ------------------------------------------------------------------------------------------------------
-async def test_a_job_that_it_does_not_know_any_more_is_lost(
+
+
+async def test_a_lost_job_keeps_the_servers_words(
     stub: OpenAIStub, engine: OpenAIVideoEngine, job: RemoteJob
 ) -> None:
-    handle = await handed_over(engine, job)
+    handle = await submitted(engine, job)
     stub.jobs.clear()
-    with pytest.raises(RemoteRefused, match="Video not found") as caught:
+    with pytest.raises(RemoteRefused, match="Video not found"):
         await engine.poll(handle, job)
-    assert caught.value.reason == "remote_lost"
-
-
-@pytest.mark.parametrize(
-    ("trouble", "pause", "fault"),
-    [
-        ("throttled", 3, Fault(429, RATE, {"Retry-After": "3"})),
-        ("fault", None, Fault(502, HTML)),
-        ("fault", None, Fault(404, HTML)),  # the page of a proxy whose server restarts
-        ("fault", None, Fault(200, HTML)),
-        ("fault", None, Fault(200, {"status": 7})),
-        ("key", None, Fault(401, {"detail": "Unauthorized"})),
-    ],
-)
-async def test_a_poll_without_an_answer_decides_nothing(
-    stub: OpenAIStub, engine: OpenAIVideoEngine, job: RemoteJob, trouble: str, pause: float | None, fault: Fault
-) -> None:
-    handle = await handed_over(engine, job)
-    stub.fail("GET", "/v1/videos/", fault)
-    with pytest.raises(RemoteUnavailable) as caught:
-        await engine.poll(handle, job)
-    assert (trouble, pause) == (caught.value.trouble, caught.value.retry_after)
-    assert isinstance(await finished(engine, handle, job), Finished)
 
 
 @pytest.mark.parametrize(
@@ -482,19 +328,8 @@ async def test_a_poll_without_an_answer_decides_nothing(
 async def test_a_job_that_somebody_removed_has_ended(
     stub: OpenAIStub, engine: OpenAIVideoEngine, job: RemoteJob, reason: str, status: str
 ) -> None:
-    handle = await handed_over(engine, job)
+    handle = await submitted(engine, job)
     stub.fail("GET", "/v1/videos/", Fault(200, {"id": "video_1", "status": status}))
     with pytest.raises(RemoteRefused) as caught:
         await engine.poll(handle, job)
     assert caught.value.reason == reason
-
-
-async def test_a_cancel_deletes_and_never_raises(
-    stub: OpenAIStub, engine: OpenAIVideoEngine, job: RemoteJob
-) -> None:
-    handle = await handed_over(engine, job)
-    stub.fail("DELETE", "/v1/videos/", Fault(drop=True))
-    await engine.cancel(handle)
-    assert stub.jobs
-    await engine.cancel(handle)
-    assert stub.jobs == {}

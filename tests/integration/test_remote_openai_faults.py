@@ -1,6 +1,5 @@
 """The engine `openai-video` before servers, and gateways in front of them, that answer what they should not."""
 
-from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -14,54 +13,29 @@ from rushes.engines.remote.base import (
     SubmitUnknown,
     Underway,
 )
-from rushes.engines.remote.configured import RemoteConfig, Secret
 from rushes.engines.remote.openai_video import OpenAIVideoEngine
 from rushes.requests.record import Progress
-from support.remote_driving import submitted, to_end
+from support.remote_driving import CLOUDFLARE, submitted, to_end
 from support.remote_openai import OpenAIStub, image_job, video_job
 from support.remote_runcomfy import FLF, model, remote_job
-from support.remote_stub import HTML, KEY, Fault, running
+from support.remote_stub import HTML, Fault
+from support.remote_vendors import OPENAI, fixtures
 
-CLOUDFLARE = {
-    "type": "https://developers.cloudflare.com/support/troubleshooting/http-status-codes/",
-    "title": "Error 500: Internal server error",
-    "detail": "The origin web server timed out responding to this request.",
-    "error_code": 500,
-    "cloudflare_error": True,
-}
 TIMED_OUT = {"message": "Endpoint request timed out"}
 OWN = {"error": {"message": "CUDA out of memory", "type": "server_error", "code": None}}
+stub, engine, job = fixtures(OPENAI)
 BUSY = {"error": {"message": "Try again later.", "type": "service_unavailable", "code": 503}}
-
-
-@pytest.fixture
-def stub() -> Iterator[OpenAIStub]:
-    with running(OpenAIStub()) as started:
-        yield started
-
-
-@pytest.fixture
-async def engine(stub: OpenAIStub) -> AsyncIterator[OpenAIVideoEngine]:
-    made = OpenAIVideoEngine(RemoteConfig("box", "openai-video", stub.base, Secret(KEY)), seconds=10)
-    yield made
-    await made.close()
-
-
-@pytest.fixture
-def job(tmp_path: Path) -> RemoteJob:
-    return video_job(tmp_path)
 
 
 # -- submits ----------------------------------------------------------------------------------------------------
 @pytest.mark.parametrize("status", [500, 502, 503, 504, 520, 524])
 @pytest.mark.parametrize("body", [HTML, CLOUDFLARE, TIMED_OUT, {"detail": "Bad gateway"}])
-@pytest.mark.parametrize("kind", ["video", "image"])
-async def test_a_job_that_was_taken_is_unknown_whatever_a_gateway_says(
-    stub: OpenAIStub, engine: OpenAIVideoEngine, tmp_path: Path, status: int, body: Any, kind: str
+async def test_an_image_that_was_taken_is_unknown_whatever_a_gateway_says(
+    stub: OpenAIStub, engine: OpenAIVideoEngine, tmp_path: Path, status: int, body: Any
 ) -> None:
     stub.fail("POST", "/v1/", Fault(status, body, after=True))
     with pytest.raises(SubmitUnknown, match="box"):
-        await engine.submit(video_job(tmp_path) if kind == "video" else image_job(tmp_path))
+        await engine.submit(image_job(tmp_path))
     assert len(stub.jobs) == 1
 
 
@@ -98,13 +72,12 @@ async def test_an_image_that_is_not_begun_may_be_asked_for_again(
 
 
 @pytest.mark.parametrize("id_", ["", "..", "a b", "a\x9b31m", "x" * 100_000, 7, None])
-@pytest.mark.parametrize("endpoint", ["videos", "tasks"])
-async def test_an_id_that_cannot_be_one_is_unreadable(
-    stub: OpenAIStub, engine: OpenAIVideoEngine, tmp_path: Path, id_: Any, endpoint: str
+async def test_the_id_of_a_task_that_cannot_be_one_is_unreadable(
+    stub: OpenAIStub, engine: OpenAIVideoEngine, tmp_path: Path, id_: Any
 ) -> None:
-    stub.fail("POST", "/v1/", Fault(200, {"id": id_, "task_id": id_}))
+    stub.fail("POST", "/v1/", Fault(200, {"task_id": id_}))
     with pytest.raises(SubmitUnknown):
-        await engine.submit(video_job(tmp_path, {"endpoint": endpoint}))
+        await engine.submit(video_job(tmp_path, {"endpoint": "tasks"}))
 
 
 # -- input files ------------------------------------------------------------------------------------------------
@@ -186,30 +159,6 @@ async def test_an_image_larger_than_other_answers_comes_back(
 
 
 # -- polls ------------------------------------------------------------------------------------------------------
-@pytest.mark.parametrize(
-    "body", [HTML, {"message": "no Route matched with those values"}, {"detail": "Not Found"}, CLOUDFLARE]
-)
-async def test_a_job_is_not_lost_by_the_404_of_a_gateway(
-    stub: OpenAIStub, engine: OpenAIVideoEngine, job: RemoteJob, body: Any
-) -> None:
-    handle = await submitted(engine, job)
-    stub.fail("GET", "/videos/", Fault(404, body))
-    with pytest.raises(RemoteUnavailable) as caught:
-        await engine.poll(handle, job)
-    assert caught.value.trouble == "fault"
-    _, outcome = await to_end(engine, handle, job)
-    assert len(outcome.files) == 1
-
-
-@pytest.mark.parametrize("detail", ["Video not found", "Task not found", "Task 7c1 was not found"])
-async def test_servers_without_error_objects_can_say_that_a_job_is_gone(
-    stub: OpenAIStub, engine: OpenAIVideoEngine, job: RemoteJob, detail: str
-) -> None:
-    handle = await submitted(engine, job)
-    stub.fail("GET", "/videos/", Fault(404, {"detail": detail}))
-    with pytest.raises(RemoteRefused) as caught:
-        await engine.poll(handle, job)
-    assert ("remote_lost", True) == (caught.value.reason, caught.value.billed)
 
 
 @pytest.mark.parametrize("status", ["archiving", "paused"])

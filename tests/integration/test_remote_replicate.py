@@ -1,6 +1,6 @@
 """The engine for Replicate's predictions, in front of a server that behaves as Replicate's documents say."""
 
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -10,14 +10,9 @@ from PIL import Image
 
 from rushes.catalog.model import Model
 from rushes.engines.remote.base import (
-    Finished,
     RemoteJob,
     RemoteRefused,
-    RemoteUnavailable,
-    SubmitUnknown,
 )
-from rushes.engines.remote.configured import RemoteConfig, Secret
-from rushes.engines.remote.outputs import OutputNotFetched
 from rushes.engines.remote.replicate import INLINE_BYTES
 from rushes.engines.remote.replicate import ReplicateEngine as Engine
 from rushes.requests.record import Progress
@@ -38,33 +33,16 @@ from support.remote_driving import (
 )
 from support.remote_replicate import I2V, T2I, VERSION
 from support.remote_replicate import ReplicateStub as Stub
-from support.remote_stub import HTML, KEY, Fault, running
+from support.remote_stub import HTML, KEY, Fault
+from support.remote_vendors import REPLICATE, REPLICATE_TABLE, fixtures
 
-TABLE = {"model": I2V, "input": {"prompt": "prompt", "image": "start_image", "num_frames": "frames"}}
 SUBMIT = rf"^/v1/models/{I2V}/predictions$"
 POLL = r"^/v1/predictions/\w+$"
-
-
-@pytest.fixture
-def stub() -> Iterator[Stub]:
-    with running(Stub()) as stub:
-        yield stub
-
-
-@pytest.fixture
-async def engine(stub: Stub) -> AsyncIterator[Engine]:
-    engine = Engine(RemoteConfig("replicate", "replicate", stub.url, Secret(KEY)), seconds=10)
-    yield engine
-    await engine.close()
-
-
-@pytest.fixture
-def job(tmp_path: Path) -> RemoteJob:
-    return film(tmp_path)
+stub, engine, job = fixtures(REPLICATE)
 
 
 def film(folder: Path, *, model: Model | None = None, **more: Any) -> RemoteJob:
-    return queue_film(model or queue_model("replicate", TABLE), folder, **more)
+    return queue_film(model or queue_model("replicate", REPLICATE_TABLE), folder, **more)
 
 
 def still(folder: Path, table: dict[str, Any], **values: Any) -> RemoteJob:
@@ -163,7 +141,7 @@ async def test_the_users_own_address_goes_only_where_the_manifest_says_so(
     engine: Engine, stub: Stub, tmp_path: Path, files: str | None
 ) -> None:
     address = "https://images.example/fox.png?token=abc"
-    model = queue_model("replicate", TABLE | ({"files": files} if files else {}))
+    model = queue_model("replicate", REPLICATE_TABLE | ({"files": files} if files else {}))
     await submitted(engine, film(tmp_path, model=model, url=address))
 
     assert (files == "url") == (stub.seen[0].json["input"]["image"] == address)
@@ -207,107 +185,16 @@ async def test_keyed_outputs_get_the_key(engine: Engine, stub: Stub, job: Remote
     assert (96, 64, 5) == movie_shape(await brought(engine, finished.files[0], tmp_path / "out.mp4"))
 
 
-async def test_serves_what_the_manifest_says(engine: Engine, stub: Stub) -> None:
-    assert engine.serves(queue_model("replicate", TABLE))
-    assert not engine.serves(queue_model("replicate", None))
-    assert (stub.url, {"Authorization": f"Bearer {KEY}"}) == (engine.origin, engine.headers())
-
-
 # -- not taken --------------------------------------------------------------------------------------------------
-@pytest.mark.parametrize(
-    ("body", "headers", "pause"),
-    [
-        ({"detail": "Request was throttled. Your rate limit resets in ~30s."}, {}, 30.0),
-        ({"detail": "Request was throttled.", "status": 429, "retry_after": 5}, {}, 5.0),
-        ({"detail": "Request was throttled.", "retry_after": 5}, {"Retry-After": "7"}, 7.0),
-        ({"detail": "Request was throttled."}, {}, None),
-    ],
-)
-async def test_throttled(
-    engine: Engine,
-    stub: Stub,
-    job: RemoteJob,
-    body: Any,
-    headers: dict[str, str],
-    pause: float | None,
-) -> None:
-    stub.fail("POST", SUBMIT, Fault(429, body, headers))
-    trouble = await not_taken(engine, job)
-
-    assert ("throttled", pause, {}) == (trouble.trouble, trouble.retry_after, stub.jobs)
-    await to_end(engine, await submitted(engine, job), job)
 
 
-@pytest.mark.parametrize(
-    ("status", "body", "trouble"),
-    [
-        (503, {"detail": "Service unavailable", "status": 503}, "fault"),
-        (401, {"title": "Unauthenticated", "detail": "You did not pass a valid token", "status": 401}, "key"),
-        (
-            402,
-            {
-                "title": "Insufficient credit",
-                "detail": "You have insufficient credit to run this model. Go to https://replicate.com/account",
-            },
-            "funds",
-        ),
-    ],
-)
-async def test_not_taken(
-    engine: Engine, stub: Stub, job: RemoteJob, status: int, body: Any, trouble: str
-) -> None:
-    stub.fail("POST", SUBMIT, Fault(status, body))
-
-    assert trouble == (await not_taken(engine, job)).trouble
-    assert {} == stub.jobs
-
-
-@pytest.mark.parametrize("model", ["nobody/nothing", "fofr/film-still:0000"])
-async def test_a_model_that_is_not_there(engine: Engine, stub: Stub, tmp_path: Path, model: str) -> None:
-    trouble = await not_taken(engine, still(tmp_path, {"model": model}))
+async def test_a_version_that_is_not_there(engine: Engine, stub: Stub, tmp_path: Path) -> None:
+    trouble = await not_taken(engine, still(tmp_path, {"model": "fofr/film-still:0000"}))
 
     assert ("model", {}) == (trouble.trouble, stub.jobs)
 
 
-async def test_a_wrong_key_is_in_no_error(stub: Stub, job: RemoteJob) -> None:
-    wrong = "r8_WrongWrongWrongWrong0123456789"
-    stub.fail("POST", SUBMIT, Fault(401, {"title": "Unauthenticated", "detail": f"Bad token {wrong}"}))
-    engine = Engine(RemoteConfig("replicate", "replicate", stub.url, Secret(wrong)))
-    for _ in range(2):
-        trouble = await not_taken(engine, job)
-        assert "key" == trouble.trouble
-        assert wrong not in str(trouble)
-    await engine.close()
-
-
-async def test_nobody_there(job: RemoteJob) -> None:
-    engine = Engine(RemoteConfig("replicate", "replicate", "http://127.0.0.1:9", Secret(KEY)))
-
-    assert "unreachable" == (await not_taken(engine, job)).trouble
-
-
 # -- taken or not -----------------------------------------------------------------------------------------------
-@pytest.mark.parametrize(
-    ("fault", "accepted"),
-    [
-        (Fault(lost=True), 1),
-        (Fault(cut=20), 1),
-        (Fault(drop=True), 0),
-        (Fault(502, HTML), 0),
-        (Fault(504, HTML), 0),
-        (Fault(201, HTML), 0),
-        (Fault(201, {"status": "starting"}), 0),
-    ],
-)
-async def test_a_lost_answer_is_never_sent_again(
-    engine: Engine, stub: Stub, job: RemoteJob, fault: Fault, accepted: int
-) -> None:
-    stub.fail("POST", SUBMIT, fault)
-    with pytest.raises(SubmitUnknown) as caught:
-        await engine.submit(job)
-
-    assert KEY not in caught.value.why
-    assert (accepted, 1) == (sum(stub.submits.values()), len(stub.calls("POST", SUBMIT)))
 
 
 # -- refused ----------------------------------------------------------------------------------------------------
@@ -328,7 +215,7 @@ async def test_an_input_that_is_refused(engine: Engine, tmp_path: Path) -> None:
 
 
 async def test_a_missing_input(engine: Engine, stub: Stub, tmp_path: Path) -> None:
-    table = TABLE | {"input": {"prompt": "prompt", "num_frames": "frames"}}
+    table = REPLICATE_TABLE | {"input": {"prompt": "prompt", "num_frames": "frames"}}
     with pytest.raises(RemoteRefused) as caught:
         await engine.submit(queue_job(queue_model("replicate", table), tmp_path, text="a fox"))
     assert ("remote_refused", None) == (caught.value.reason, caught.value.field)
@@ -402,15 +289,6 @@ async def test_failed_there(
     assert ("length" if reason == "remote_refused" else None) == error.field
 
 
-async def test_a_prediction_that_the_server_does_not_know(engine: Engine, stub: Stub, job: RemoteJob) -> None:
-    handle = await submitted(engine, job)
-    stub.jobs.clear()
-    with pytest.raises(RemoteRefused) as caught:
-        await engine.poll(handle, job)
-
-    assert ("remote_lost", True) == (caught.value.reason, caught.value.billed)
-
-
 async def test_a_prediction_whose_hour_is_over(engine: Engine, stub: Stub, job: RemoteJob) -> None:
     stub.removed = True
 
@@ -421,76 +299,11 @@ async def test_a_handle_that_cannot_be_read(engine: Engine, stub: Stub, job: Rem
     with pytest.raises(RemoteRefused) as caught:
         await engine.poll("{", job)
 
+    await engine.cancel("{")
     assert ("remote_lost", []) == (caught.value.reason, stub.seen)
 
 
 # -- polls that say nothing -------------------------------------------------------------------------------------
-@pytest.mark.parametrize(
-    ("fault", "trouble"),
-    [
-        (Fault(429, {"detail": "Request was throttled.", "retry_after": 3}), "throttled"),
-        (Fault(500, {"detail": "Internal server error", "status": 500}), "fault"),
-        (Fault(502, HTML), "fault"),
-        (Fault(401, {"title": "Unauthenticated", "status": 401}), "key"),
-        (Fault(200, HTML), "fault"),
-        (Fault(drop=True), "unreachable"),
-    ],
-)
-async def test_a_poll_without_an_answer_decides_nothing(
-    engine: Engine, stub: Stub, job: RemoteJob, fault: Fault, trouble: str
-) -> None:
-    stub.polls = 0
-    handle = await submitted(engine, job)
-    stub.fail("GET", POLL, fault, times=2 if fault.drop else 1)
-    with pytest.raises(RemoteUnavailable) as caught:
-        await engine.poll(handle, job)
-
-    assert trouble == caught.value.trouble
-    assert (3.0 if trouble == "throttled" else None) == caught.value.retry_after
-    assert KEY not in caught.value.why
-    assert isinstance(await engine.poll(handle, job), Finished)
 
 
 # -- later ------------------------------------------------------------------------------------------------------
-async def test_another_engine_goes_on_from_the_handle(engine: Engine, stub: Stub, job: RemoteJob) -> None:
-    handle = await submitted(engine, job)
-    later = Engine(RemoteConfig("replicate", "replicate", stub.url, Secret(KEY)))
-    _, finished = await to_end(later, handle, job)
-    await later.close()
-
-    assert (1, 1) == (len(finished.files), len(stub.jobs))
-
-
-async def test_an_expired_output_has_a_fresh_address(
-    engine: Engine, stub: Stub, job: RemoteJob, tmp_path: Path
-) -> None:
-    stub.expired_outputs = 1
-    handle = await submitted(engine, job)
-    _, finished = await to_end(engine, handle, job)
-    with pytest.raises(OutputNotFetched) as caught:
-        await brought(engine, finished.files[0], tmp_path / "out.mp4")
-    assert caught.value.expired
-
-    _, again = await to_end(engine, handle, job)
-    assert (96, 64, 5) == movie_shape(await brought(engine, again.files[0], tmp_path / "out.mp4"))
-
-
-async def test_cancel(engine: Engine, stub: Stub, job: RemoteJob) -> None:
-    stub.gate.clear()
-    handle = await submitted(engine, job)
-    await engine.cancel(handle)
-    with pytest.raises(RemoteRefused) as caught:
-        await to_end(engine, handle, job)
-
-    assert ("remote_failed", False) == (caught.value.reason, caught.value.billed)
-    assert 1 == len(stub.calls("POST", "/cancel$"))
-
-
-async def test_cancel_never_raises(engine: Engine, stub: Stub, job: RemoteJob) -> None:
-    handle = await submitted(engine, job)
-    stub.fail("POST", "/cancel$", Fault(500, HTML))
-    stub.fail("POST", "/cancel$", Fault(drop=True))
-    for one in (handle, handle, "{"):
-        await engine.cancel(one)
-
-    assert 2 == len(stub.calls("POST", "/cancel$"))

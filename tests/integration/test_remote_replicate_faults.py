@@ -2,7 +2,6 @@
 
 import base64
 import json
-from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -11,46 +10,21 @@ import pytest
 from PIL import Image
 
 from rushes.engines.remote.base import (
-    Finished,
     RemoteJob,
     RemoteRefused,
     RemoteUnavailable,
-    SubmitUnknown,
     Underway,
 )
-from rushes.engines.remote.configured import RemoteConfig, Secret
 from rushes.engines.remote.replicate import INLINE_BYTES, ReplicateEngine
 from rushes.requests.record import Progress
-from support.remote_driving import CLOUDFLARE, queue_film, queue_model, refused, submitted, to_end
+from support.remote_driving import queue_film, queue_model, refused, submitted, to_end
 from support.remote_replicate import I2V, ReplicateStub
-from support.remote_stub import HTML, KEY, Fault, running
+from support.remote_stub import Fault
+from support.remote_vendors import REPLICATE, REPLICATE_TABLE, fixtures
 
-TABLE: dict[str, Any] = {
-    "model": I2V,
-    "input": {"prompt": "prompt", "image": "start_image", "num_frames": "frames"},
-}
 SUBMIT = rf"^/v1/models/{I2V}/predictions$"
 POLL = r"^/v1/predictions/[^/]+$"
-OWN = {"detail": "The requested resource could not be found.", "status": 404}
-
-
-@pytest.fixture
-def stub() -> Iterator[ReplicateStub]:
-    with running(ReplicateStub()) as stub:
-        stub.polls = 0
-        yield stub
-
-
-@pytest.fixture
-async def engine(stub: ReplicateStub) -> AsyncIterator[ReplicateEngine]:
-    engine = ReplicateEngine(RemoteConfig("replicate", "replicate", stub.url, Secret(KEY)), seconds=10)
-    yield engine
-    await engine.close()
-
-
-@pytest.fixture
-def job(tmp_path: Path) -> RemoteJob:
-    return queue_film(queue_model("replicate", TABLE), tmp_path)
+stub, engine, job = fixtures(REPLICATE, polls=0)
 
 
 def noise(job: RemoteJob, side: int) -> int:
@@ -58,61 +32,6 @@ def noise(job: RemoteJob, side: int) -> int:
     path = job.files["picture"].path
     Image.fromarray(np.random.default_rng(1).integers(0, 255, (side, side, 3), np.uint8)).save(path)
     return path.stat().st_size
-
-
-@pytest.mark.parametrize("status", [500, 502, 503, 504, 520, 524])
-@pytest.mark.parametrize("body", [HTML, CLOUDFLARE, {"title": "Error", "detail": "Something went wrong"}])
-async def test_a_job_that_was_taken_is_not_sent_again(
-    engine: ReplicateEngine, stub: ReplicateStub, job: RemoteJob, status: int, body: Any
-) -> None:
-    body = body | {"status": status} if "status" in body else body
-    stub.fail("POST", SUBMIT, Fault(status, body, after=True))
-    with pytest.raises(SubmitUnknown):
-        await engine.submit(job)
-
-    assert (1, 1) == (sum(stub.submits.values()), len(stub.calls("POST", SUBMIT)))
-
-
-@pytest.mark.parametrize("status", [500, 502, 504])
-async def test_nor_does_replicates_own_error_say_that_nothing_was_taken(
-    engine: ReplicateEngine, stub: ReplicateStub, job: RemoteJob, status: int
-) -> None:
-    stub.fail("POST", SUBMIT, Fault(status, {"detail": "Internal server error", "status": status}, after=True))
-    with pytest.raises(SubmitUnknown):
-        await engine.submit(job)
-
-
-@pytest.mark.parametrize(
-    "fault",
-    [
-        Fault(404, HTML),
-        Fault(410, HTML),
-        Fault(405, OWN | {"status": 405}),
-        Fault(404, {"message": "no Route matched with those values"}),
-        Fault(404, {"detail": "Not Found"}),
-        Fault(404, CLOUDFLARE | {"status": 404}),
-    ],
-)
-async def test_a_404_of_a_proxy_loses_no_job(
-    engine: ReplicateEngine, stub: ReplicateStub, job: RemoteJob, fault: Fault
-) -> None:
-    handle = await submitted(engine, job)
-    stub.fail("GET", POLL, fault)
-    with pytest.raises(RemoteUnavailable):
-        await engine.poll(handle, job)
-
-    assert isinstance(await engine.poll(handle, job), Finished)
-
-
-async def test_a_404_of_replicate_itself_does(
-    engine: ReplicateEngine, stub: ReplicateStub, job: RemoteJob
-) -> None:
-    handle = await submitted(engine, job)
-    stub.fail("GET", POLL, Fault(404, OWN))
-    with pytest.raises(RemoteRefused) as caught:
-        await engine.poll(handle, job)
-
-    assert ("remote_lost", True) == (caught.value.reason, caught.value.billed)
 
 
 async def test_a_file_without_a_place_is_refused_and_not_uploaded(
@@ -134,7 +53,7 @@ async def test_a_file_without_a_place_is_refused_and_not_uploaded(
 async def test_a_file_in_several_fields_is_uploaded_once(
     engine: ReplicateEngine, stub: ReplicateStub, tmp_path: Path
 ) -> None:
-    table = TABLE | {"input": TABLE["input"] | {"reference_images": ["start_image"]}}
+    table = REPLICATE_TABLE | {"input": REPLICATE_TABLE["input"] | {"reference_images": ["start_image"]}}
     job = queue_film(queue_model("replicate", table), tmp_path)
     noise(job, 320)
     await to_end(engine, await submitted(engine, job), job)
@@ -159,7 +78,7 @@ async def test_inputs_that_come_back_with_every_answer(
     engine: ReplicateEngine, stub: ReplicateStub, tmp_path: Path
 ) -> None:
     fields = {f"reference_{number}": "start_image" for number in range(6)}
-    table = TABLE | {"input": TABLE["input"] | fields}
+    table = REPLICATE_TABLE | {"input": REPLICATE_TABLE["input"] | fields}
     job = queue_film(queue_model("replicate", table), tmp_path)
     assert INLINE_BYTES > noise(job, 256) > INLINE_BYTES * 3 // 4
     _, finished = await to_end(engine, await submitted(engine, job), job)
@@ -216,15 +135,6 @@ async def test_odd_pauses(
         await engine.submit(job)
 
     assert ("throttled", pause) == (caught.value.trouble, caught.value.retry_after)
-
-
-@pytest.mark.parametrize("prediction", ["a" * 300, "a b", "é", "..", 7, "", None])
-async def test_ids_that_are_none(
-    engine: ReplicateEngine, stub: ReplicateStub, job: RemoteJob, prediction: object
-) -> None:
-    stub.fail("POST", SUBMIT, Fault(201, {"id": prediction, "status": "starting"}))
-    with pytest.raises(SubmitUnknown):
-        await engine.submit(job)
 
 
 async def test_handles_are_small(engine: ReplicateEngine, stub: ReplicateStub, job: RemoteJob) -> None:

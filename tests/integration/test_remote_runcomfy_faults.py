@@ -1,6 +1,5 @@
 """The engine `runcomfy` before servers, and gateways in front of them, that answer what they should not."""
 
-from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +13,6 @@ from rushes.engines.remote.base import (
     RemoteInput,
     RemoteJob,
     RemoteRefused,
-    RemoteUnavailable,
-    SubmitUnknown,
     Underway,
 )
 from rushes.engines.remote.configured import RemoteConfig, Secret, configured
@@ -24,37 +21,11 @@ from rushes.requests.record import Progress
 from rushes.settings import Settings
 from support.remote_driving import submitted
 from support.remote_runcomfy import FLF, T2I, RunComfyStub, model, remote_job
-from support.remote_stub import HTML, KEY, Fault, picture, running
+from support.remote_stub import KEY, Fault, picture
+from support.remote_vendors import GONE, RUNCOMFY, fixtures
 
-CLOUDFLARE = {
-    "type": "https://developers.cloudflare.com/support/troubleshooting/http-status-codes/",
-    "title": "Error 500: Internal server error",
-    "status": 500,
-    "detail": "The origin web server timed out responding to this request.",
-    "error_code": 500,
-    "cloudflare_error": True,
-}
-BROKEN = {"error_code": 500001, "error_message": "The server made a mistake."}
-GONE = {"error_code": 404001, "error_message": "There is nothing here under this name."}
+stub, engine, job = fixtures(RUNCOMFY)
 HOSTILE = ("https://[x", "https://\uff41\u2100/x.mp4")
-
-
-@pytest.fixture
-def stub() -> Iterator[RunComfyStub]:
-    with running(RunComfyStub()) as started:
-        yield started
-
-
-@pytest.fixture
-async def engine(stub: RunComfyStub) -> AsyncIterator[RunComfyEngine]:
-    made = RunComfyEngine(RemoteConfig("other", "runcomfy", stub.url, Secret(KEY)), seconds=10)
-    yield made
-    await made.close()
-
-
-@pytest.fixture
-def job(tmp_path: Path) -> RemoteJob:
-    return remote_job(model(FLF), tmp_path)
 
 
 async def ended(stub: RunComfyStub, engine: RunComfyEngine, job: RemoteJob, result: Any) -> Finished | Underway:
@@ -66,47 +37,6 @@ async def ended(stub: RunComfyStub, engine: RunComfyEngine, job: RemoteJob, resu
 
 
 # -- submits ----------------------------------------------------------------------------------------------------
-@pytest.mark.parametrize("status", [500, 502, 503, 504, 520, 524])
-@pytest.mark.parametrize(
-    "body", [HTML, CLOUDFLARE, {"message": "Endpoint request timed out"}, {"detail": "Bad gateway"}]
-)
-async def test_a_job_that_was_taken_is_unknown_whatever_a_gateway_says(
-    stub: RunComfyStub, engine: RunComfyEngine, job: RemoteJob, status: int, body: Any
-) -> None:
-    if body is CLOUDFLARE:
-        body = CLOUDFLARE | {"status": status, "error_code": status}
-    stub.fail("POST", "/v1/models/", Fault(status, body, after=True))
-    with pytest.raises(SubmitUnknown, match="other"):
-        await engine.submit(job)
-    assert len(stub.jobs) == 1
-
-
-@pytest.mark.parametrize("body", [{"error_code": 500, "error_message": "Oops"}, {"error_code": 500001}])
-async def test_only_an_error_as_the_wire_has_them_says_that_nothing_was_taken(
-    stub: RunComfyStub, engine: RunComfyEngine, job: RemoteJob, body: Any
-) -> None:
-    stub.fail("POST", "/v1/models/", Fault(500, body, after=True))
-    with pytest.raises(SubmitUnknown):
-        await engine.submit(job)
-
-
-@pytest.mark.parametrize(
-    ("trouble", "body"),
-    [
-        ("funds", {"error_code": "400002", "error_message": "Not enough balance."}),
-        ("funds", {"error_code": 400002}),
-        ("throttled", {"error_code": 429001, "message": "Slower."}),
-        ("fault", BROKEN),
-        ("fault", BROKEN | {"status": "failed"}),
-    ],
-)
-async def test_an_error_under_status_200_is_that_error(
-    stub: RunComfyStub, engine: RunComfyEngine, job: RemoteJob, trouble: str, body: Any
-) -> None:
-    stub.fail("POST", "/v1/models/", Fault(200, body))
-    with pytest.raises(RemoteUnavailable) as caught:
-        await engine.submit(job)
-    assert trouble == caught.value.trouble
 
 
 @pytest.mark.parametrize("code", ["NO_SUCH_CODE", 7, 100001, True, "9" * 40])
@@ -119,29 +49,12 @@ async def test_an_error_that_nobody_knows_is_not_sent_again(
     assert caught.value.reason == "remote_refused"
 
 
-async def test_a_fault_with_an_id_beside_it_is_unknown(
-    stub: RunComfyStub, engine: RunComfyEngine, job: RemoteJob
-) -> None:
-    stub.fail("POST", "/v1/models/", Fault(200, BROKEN | {"request_id": "r-1"}))
-    with pytest.raises(SubmitUnknown):
-        await engine.submit(job)
-
-
 @pytest.mark.parametrize("code", [0, None, ""])
 async def test_a_code_for_no_error_is_none(
     stub: RunComfyStub, engine: RunComfyEngine, job: RemoteJob, code: Any
 ) -> None:
     stub.fail("POST", "/v1/models/", Fault(200, {"request_id": "r-1", "error_code": code}))
     assert isinstance(await engine.submit(job), Accepted)
-
-
-@pytest.mark.parametrize("id_", ["", "..", "a b", "a\x9b31m", "\u202ea", "x" * 100_000, 7, None])
-async def test_an_id_that_cannot_be_one_is_unreadable(
-    stub: RunComfyStub, engine: RunComfyEngine, job: RemoteJob, id_: Any
-) -> None:
-    stub.fail("POST", "/v1/models/", Fault(200, {"request_id": id_}))
-    with pytest.raises(SubmitUnknown):
-        await engine.submit(job)
 
 
 @pytest.mark.parametrize("end", ["?token=SIGNED", "/" + "x" * 3000, "\nSIGNED", "/\u202e", "/\x9b31m"])
@@ -154,24 +67,6 @@ async def test_addresses_that_sign_or_are_no_plain_ones_are_not_kept(
 
 
 # -- polls ------------------------------------------------------------------------------------------------------
-@pytest.mark.parametrize("verb", ["status", "result"])
-@pytest.mark.parametrize(
-    "body", [HTML, {"message": "no Route matched with those values"}, {"detail": "Not Found"}, CLOUDFLARE]
-)
-async def test_a_job_is_not_lost_by_the_404_of_a_gateway(
-    stub: RunComfyStub, engine: RunComfyEngine, job: RemoteJob, verb: str, body: Any
-) -> None:
-    stub.polls = stub.queued = 0
-    handle = await submitted(engine, job)
-    stub.fail("GET", f"/{verb}", Fault(404, body))
-    with pytest.raises(RemoteUnavailable) as caught:
-        await engine.poll(handle, job)
-    assert caught.value.trouble == "fault"
-    assert isinstance(await engine.poll(handle, job), Finished)
-    stub.fail("GET", f"/{verb}", Fault(404, GONE))
-    with pytest.raises(RemoteRefused) as lost:
-        await engine.poll(handle, job)
-    assert lost.value.reason == "remote_lost"
 
 
 async def test_a_failed_result_with_a_code_beside_it_has_failed(

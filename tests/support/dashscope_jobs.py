@@ -4,36 +4,23 @@ from pathlib import Path
 from typing import Any
 
 import msgspec
-import pytest
 
 import rushes.catalog
 from rushes.catalog.load import load_model
 from rushes.catalog.model import Model
 from rushes.catalog.roles import roles_of
 from rushes.engines.remote.base import (
-    Accepted,
-    Finished,
     RemoteInput,
     RemoteJob,
-    RemoteRefused,
 )
-from rushes.engines.remote.configured import RemoteConfig, Secret
-from rushes.engines.remote.dashscope import DashScopeEngine
-from rushes.engines.remote.outputs import conform, fetch_output
-from rushes.media.fetch import FetchPolicy
-from rushes.media.inspector import Inspector
 from support.remote_dashscope import KF2V, T2I
-from support.remote_stub import KEY, RemoteStub
+from support.remote_stub import picture
 
 BUNDLED = Path(rushes.catalog.__file__).parent / "models"
 WAN_2_5 = load_model(BUNDLED / "wan-ai/wan-2-5/text-to-image", BUNDLED)
 FRAMES = load_model(BUNDLED / "community/wan-2-2/first-last-frame", BUNDLED)
 FORMATS = next(field.enum for field in WAN_2_5.inputs if field.role == "resolution") or ()
 SMALL = "1024:1024 (1:1)"
-
-
-def engine_for(stub: RemoteStub) -> DashScopeEngine:
-    return DashScopeEngine(RemoteConfig("studio", "dashscope", stub.url, Secret(KEY)), seconds=20)
 
 
 def with_table(model: Model, /, **table: Any) -> Model:
@@ -61,40 +48,15 @@ def job_for(
     return RemoteJob("0198", model, values, roles, inputs, folder)
 
 
+def frames_job(folder: Path, **table: Any) -> RemoteJob:
+    """A video between two pictures; ``table`` is of the manifest."""
+    files = {}
+    for number, role in enumerate(("start_image", "end_image")):
+        path = folder / f"{role}.png"
+        path.write_bytes(picture(640 + number, 360))
+        files[field_of(FRAMES, role)] = path
+    return job_for(folder, with_table(FRAMES, **{"model": KF2V, **table}), files)
+
+
 def field_of(model: Model, role: str) -> str:
     return next(field.name for field in model.inputs if field.role == role)
-
-
-async def finished(engine: DashScopeEngine, handle: str, job: RemoteJob) -> Finished:
-    for _ in range(5):
-        answer = await engine.poll(handle, job)
-        if isinstance(answer, Finished):
-            return answer
-    raise AssertionError("it does not end")
-
-
-async def submitted(engine: DashScopeEngine, job: RemoteJob) -> str:
-    accepted = await engine.submit(job)
-    assert isinstance(accepted, Accepted)
-    return accepted.handle
-
-
-async def fetched(engine: DashScopeEngine, outcome: Finished, folder: Path) -> Path:
-    [file] = outcome.files
-    found = await fetch_output(
-        file, folder / "out", engine_origin=engine.origin, headers=engine.headers(), policy=FetchPolicy()
-    )
-    if file.size is None:
-        return found.path
-    inspector = Inspector()
-    try:
-        return await conform(inspector, found.path, file.size)
-    finally:
-        await inspector.close()
-
-
-async def refusal(engine: DashScopeEngine, job: RemoteJob) -> RemoteRefused:
-    """How a job ends that does not succeed."""
-    with pytest.raises(RemoteRefused) as caught:
-        await finished(engine, await submitted(engine, job), job)
-    return caught.value

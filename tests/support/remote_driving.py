@@ -21,8 +21,9 @@ from rushes.engines.remote.base import (
     RemoteUnavailable,
     Underway,
 )
-from rushes.engines.remote.outputs import fetch_output
+from rushes.engines.remote.outputs import conform, fetch_output
 from rushes.media.fetch import FetchPolicy
+from rushes.media.inspector import Inspector
 from support.remote_stub import KEY, picture
 
 PROMPT = Input("text", "Prompt", "string", "prompt")
@@ -120,12 +121,24 @@ async def to_end(engine: RemoteEngine, handle: str, job: RemoteJob) -> tuple[lis
     raise AssertionError(f"not finished after {_MOST_POLLS} polls")
 
 
-async def brought(engine: RemoteEngine, file: RemoteFile, dest: Path) -> Path:
-    """The file on this machine, by the guarded fetcher."""
+async def finished(engine: RemoteEngine, handle: str, job: RemoteJob) -> Finished:
+    return (await to_end(engine, handle, job))[1]
+
+
+async def brought(engine: RemoteEngine, file: RemoteFile, dest: Path, *, conforming: bool = True) -> Path:
+    """The file on this machine, by the guarded fetcher; unless ``conforming`` is False in the size that was asked
+    for.
+    """
     fetched = await fetch_output(
         file, dest, engine_origin=engine.origin, headers=engine.headers(), policy=FetchPolicy()
     )
-    return fetched.path
+    if file.size is None or not conforming:
+        return fetched.path
+    inspector = Inspector()
+    try:
+        return await conform(inspector, fetched.path, file.size)
+    finally:
+        await inspector.close()
 
 
 def picture_size(path: Path) -> tuple[int, int]:

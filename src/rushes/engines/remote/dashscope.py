@@ -270,7 +270,7 @@ class DashScopeEngine(KeyedEngine):
     def _unanswered(self, answer: Answer) -> RemoteRefused | RemoteUnavailable | SubmitUnknown:
         problem = answer.problem()
         code, words = self._said(problem)
-        if not code and answer.status in (404, 410):  # a proxy's page, not a word on the task
+        if not code and answer.status in (404, 405, 410):  # a proxy's page, not a word on the task
             return RemoteUnavailable("fault", f"{self.name} answers with status {answer.status}")
         return self._known_trouble(code, words, answer) or trouble_of(answer, words if problem else "")
 

@@ -97,7 +97,7 @@ class RunComfyEngine(KeyedEngine):
         return Accepted(msgspec.json.encode(_Task(id_, **urls)).decode())
 
     async def poll(self, handle: str, job: RemoteJob) -> Underway | Finished:
-        task = msgspec.json.decode(handle, type=_Task)
+        task = self._read(handle)
         answer = await self._http.ask("GET", task.status or _path(task, "status"))
         fields = self._fields(answer, job)
         if fields.get("status") in ("in_queue", "in_progress"):
@@ -118,9 +118,16 @@ class RunComfyEngine(KeyedEngine):
         raise answer.unreadable()
 
     async def cancel(self, handle: str) -> None:
-        with contextlib.suppress(RemoteUnavailable):
-            task = msgspec.json.decode(handle, type=_Task)
+        with contextlib.suppress(RemoteUnavailable, RemoteRefused):
+            task = self._read(handle)
             await self._http.ask("POST", task.cancel or _path(task, "cancel"))
+
+    def _read(self, handle: str) -> _Task:
+        try:
+            return msgspec.json.decode(handle, type=_Task)
+        except msgspec.DecodeError:
+            text = f"What was kept of the job at {self.name} cannot be read."
+            raise RemoteRefused("remote_lost", text, billed=True) from None
 
     # -- the input --------------------------------------------------------------------------------------------
     async def _input(self, table: RemoteTable, job: RemoteJob) -> dict[str, Any]:
