@@ -99,3 +99,12 @@ async def test_what_waits_between_two_polls_cannot_be_cancelled(app: App) -> Non
     assert 202 == answer.status_code
     expected = {"request_id": lease.request.id, "status": "in_queue", "outcome": "not_cancellable"}
     assert expected == answer.json()
+
+
+async def test_the_engine_of_the_server_behind_is_told(app: App) -> None:
+    lease = await at_the_remote(app)
+    assert await app.store.note(lease, msgspec.structs.replace(TASK, engine="draft"))
+    assert "remote_engine" not in await result(app, lease)
+    assert await app.store.succeed(lease, [], None)
+    found = await result(app, lease)
+    assert ("fal", "draft") == (found["engine"], found["remote_engine"])

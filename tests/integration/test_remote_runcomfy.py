@@ -5,6 +5,7 @@ import base64
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 
 from rushes.engines.remote import runcomfy
@@ -297,3 +298,13 @@ async def test_a_handle_that_cannot_be_read(stub: RunComfyStub, engine: RunComfy
 
     await engine.cancel("{")
     assert ("remote_lost", []) == (caught.value.reason, stub.seen)
+
+
+async def test_a_server_whose_models_have_no_price_does_not_say_what_it_cost(
+    stub: RunComfyStub, engine: RunComfyEngine, job: RemoteJob
+) -> None:
+    stub.cost = 0.0
+    priced = msgspec.structs.replace(job, model=model(FLF, runcomfy={"price_usd": 0.1}))
+    handle = await submitted(engine, job)
+    assert 0.0 == (await finished(engine, handle, job)).cost_usd
+    assert (await finished(engine, handle, priced)).cost_usd is None

@@ -127,7 +127,8 @@ async def test_polls_that_fail_lose_nothing(tmp_path, monkeypatch) -> None:
     remote = ScriptedRemote()
     async with workbench(tmp_path, monkeypatch, remotes=[remote], **REMOTE_ONLY) as bench:
         bench.start()
-        record = await bench.ended(await bench.submit("lost-poll"))
+        id_ = await bench.submit("lost-poll")
+        record = await bench.ended(id_)
         assert ("succeeded", 1) == (record.state, remote.submits[record.id])
 
 
@@ -277,6 +278,22 @@ async def test_polls_that_fail_keep_nobody_else_away(tmp_path, monkeypatch) -> N
         assert "succeeded" == (await bench.ended(await bench.submit("ok"))).state
         (worker,) = await bench.store.workers()
         assert "ready" == worker.remotes[0].state
+
+
+async def test_a_remote_that_does_not_answer_is_told_of_once(tmp_path, monkeypatch, capfd) -> None:
+    remote = ScriptedRemote()
+    async with workbench(tmp_path, monkeypatch, remotes=[remote], **REMOTE_ONLY) as bench:
+        bench.start()
+        id_ = await bench.submit("silent")
+        async with asyncio.timeout(30):
+            while True:
+                view = await bench.store.status(id_, None)
+                if view is not None and view.progress is not None and "no answer" in view.progress.stage:
+                    break
+                await asyncio.sleep(0.05)
+        assert "succeeded" == (await bench.ended(await bench.submit("lost-poll"))).state
+    said = capfd.readouterr().err
+    assert (2, 1) == (said.count('"remote does not answer"'), said.count('"remote answers again"'))
 
 
 async def test_what_came_at_once_waits_for_a_storage_that_is_away(tmp_path, monkeypatch) -> None:

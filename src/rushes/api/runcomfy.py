@@ -96,6 +96,8 @@ class Native:
             answer["finished_at"] = _iso(request.finished_at)
         if request.engine and request.state in ("running", "succeeded", "failed"):
             answer["engine"] = request.engine
+        if request.remote_task is not None and request.remote_task.engine and request.state == "succeeded":
+            answer["remote_engine"] = request.remote_task.engine
         engine_cost = _engine_cost(request)
         if engine_cost is not None:
             answer["engine_cost_usd"] = engine_cost

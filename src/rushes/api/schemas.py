@@ -69,6 +69,10 @@ def schemas() -> _Json:
                 "started_at": moment,
                 "finished_at": moment,
                 "engine": {"type": "string", "description": "What made the output."},
+                "remote_engine": {
+                    "type": "string",
+                    "description": "The engine of the server behind `engine`, where that is one and says so.",
+                },
                 "engine_cost_usd": {
                     "type": "number",
                     "minimum": 0,

@@ -102,7 +102,7 @@ def deliver(
     identifier = result.request_id
     again = later(identifier, base_url, wait=False)
     if result.engine:
-        show.note(show.engine_note(result.engine, result.engine_cost_usd))
+        show.note(show.engine_note(result.engine, result.engine_cost_usd, result.remote_engine))
     try:
         paths = [str(path) for path in client.save(result, output_dir)]
     except KeyboardInterrupt:

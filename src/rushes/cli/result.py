@@ -111,7 +111,7 @@ def _settle(found: Result) -> None:
 
 def _print(found: Result, *, as_json: bool) -> int:
     if found.engine:
-        show.note(show.engine_note(found.engine, found.engine_cost_usd))
+        show.note(show.engine_note(found.engine, found.engine_cost_usd, found.remote_engine))
     if as_json:
         click.echo(show.as_json(found.raw))
         return Exit.OK

@@ -191,10 +191,12 @@ class Watch:
         print(f"[{seconds:6.1f} s] {self._labels[row]}: {text}", file=self._file, flush=True)
 
 
-def engine_note(engine: str | None, cost_usd: float | None = None) -> str:
+def engine_note(engine: str | None, cost_usd: float | None = None, behind: str | None = None) -> str:
     """What made the outputs, in words, and what it took for them; the draft engine is never passed off as a
-    generation.
+    generation, nor is that of a server ``behind`` the engine.
     """
+    if behind == "draft":
+        return f"made by the draft engine behind {clean(engine)}: a draft for testing, not a generation"
     if engine == "draft":
         return "made by the draft engine: a draft for testing, not a generation"
     took = "" if cost_usd is None else f", which took {dollars(cost_usd)}"

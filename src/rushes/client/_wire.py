@@ -219,6 +219,7 @@ def result(body: Mapping[str, Any]) -> types.Result:
         finished_at=_time(body.get("finished_at")),
         cost=number_or_none(body.get("cost")),
         engine=text_or_none(body.get("engine")),
+        remote_engine=text_or_none(body.get("remote_engine")),
         engine_cost_usd=number_or_none(body.get("engine_cost_usd")),
         raw=body,
     )

@@ -121,6 +121,8 @@ class Result:
     cost: float | None = None
     """US dollars; only where it was asked for and the server knows it."""
     engine: str | None = None
+    remote_engine: str | None = None
+    """The engine of the server behind :attr:`engine`, where that is one and says so."""
     engine_cost_usd: float | None = None
     """US dollars that a remote engine took for it; only where one ran it and the server knows."""
     raw: Mapping[str, Any] = field(default_factory=dict, repr=False, compare=False)

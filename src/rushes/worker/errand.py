@@ -297,13 +297,17 @@ class _Errand:
     async def _poll(self, job: RemoteJob) -> Finished | None:
         pause, heard = FIRST_POLL_SECONDS, time.monotonic()
         lost: list[float] = []
-        wrong = 0
+        wrong, silent = 0, False
         while not await self._stops_within(pause):
             try:
                 answer = await self._engine.poll(self._handle, job)
             except RemoteUnavailable as trouble:
                 if trouble.trouble == "throttled":
                     self._breaker.throttled(time.monotonic(), why=trouble.why, retry_after=trouble.retry_after)
+                if not silent:
+                    silent = True
+                    self._log("remote does not answer", trouble=trouble.trouble, error=trouble.why)
+                    self._held.show(Progress(stage=f"no answer from {self._engine.name}"), None)
                 if time.monotonic() - heard > GIVE_UP_SECONDS:
                     text = f"{self._engine.name} has not answered for a day. What became of the request is unknown."
                     raise RemoteRefused("remote_lost", text, billed=True) from None
@@ -321,6 +325,9 @@ class _Errand:
                     raise
                 pause = self._later(pause * 2, None)
                 continue
+            if silent:
+                silent = False
+                self._log("remote answers again", seconds=round(time.monotonic() - heard, 1))
             heard, wrong = time.monotonic(), 0
             lost.clear()
             self._breaker.answered()
@@ -354,7 +361,7 @@ class _Errand:
         outputs = await self._stored(produced)
         cost = finished.cost_usd if finished.cost_usd is not None else self._estimate(job)
         assert self._task is not None
-        await self._note(msgspec.structs.replace(self._task, cost_usd=cost))
+        await self._note(msgspec.structs.replace(self._task, cost_usd=cost, engine=finished.engine))
         if cost is not None:
             await self._settle(cost)
         price = cost_usd(self._model, outputs)

@@ -77,6 +77,8 @@ class Finished(msgspec.Struct, frozen=True):
 
     files: tuple[RemoteFile, ...]
     cost_usd: float | None = None
+    engine: str = ""
+    """What ran there, where the remote says so."""
 
 
 class RemoteRefused(EngineError):

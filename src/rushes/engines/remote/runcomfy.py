@@ -15,7 +15,8 @@ from urllib.parse import quote, urljoin, urlsplit
 import msgspec
 
 from rushes import log
-from rushes.catalog.remotes import RemoteTable
+from rushes.catalog.model import Model
+from rushes.catalog.remotes import RemoteTable, remote_table
 from rushes.engines.remote.answers import input_values
 from rushes.engines.remote.base import (
     Accepted,
@@ -34,6 +35,7 @@ from rushes.engines.remote.inputs import data_uri
 from rushes.engines.remote.keyed import KeyedEngine
 from rushes.requests.record import Progress
 
+_LONGEST_ENGINE: Final = 60
 HOPS_HEADER: Final = "X-Rushes-Hops"
 """Tells another Rushes that a server passes the request on, so that two do not pass it back and forth for ever."""
 DATA_BYTES: Final = 40_000_000
@@ -107,7 +109,12 @@ class RunComfyEngine(KeyedEngine):
         fields = self._fields(answer, job)
         match fields.get("status"):
             case "succeeded":
-                return Finished(self._files(fields, job), self._cost(fields))
+                cost = self._cost(fields)
+                if cost == 0 and self._is_priced(job.model):
+                    cost = None  # a Rushes whose models have no price says 0
+                engine = fields.get("remote_engine") or fields.get("engine")
+                engine = self._http.clean(engine)[:_LONGEST_ENGINE] if isinstance(engine, str) else ""
+                return Finished(self._files(fields, job), cost, engine)
             case "failed":
                 raise self._failed(fields, job)
             case "cancelled":
@@ -243,6 +250,10 @@ class RunComfyEngine(KeyedEngine):
             stage=self._http.clean(stage)[:_LONGEST_STAGE] if isinstance(stage, str) else "",
             eta=float(eta) if isinstance(eta, int | float) and 0 <= eta <= _LONGEST_ETA else None,
         )
+
+    def _is_priced(self, model: Model) -> bool:
+        table = remote_table(model, self.kind)
+        return table is not None and table.price_usd is not None
 
     def _cost(self, fields: dict[str, Any]) -> float | None:
         """In USD; None where the remote does not say, or says what cannot be."""
