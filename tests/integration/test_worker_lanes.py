@@ -141,7 +141,11 @@ async def test_a_slot_with_nothing_to_do_comes_before_one_that_would_take_the_ne
 ) -> None:
     async with gates(tmp_path, monkeypatch, workers=2) as at:
         at.start()
-        await at.until(lambda: len(children()) == 2)
+        both = [await at.submit("wait one"), await at.submit("wait two")]
+        await at.reached("one", "two")  # each slot is up: neither says that its job ends soon
+        at.open("one", "two")
+        for id_ in both:
+            await at.ended(id_)
         for number in range(6):
             first, second = f"a{number}", f"b{number}"
             a = await at.submit(f"soon wait {first}")
