@@ -97,10 +97,10 @@ class RemoteTask(msgspec.Struct, frozen=True, omit_defaults=True):
     """Where the remote is: its origin, with the machine's name where that is this machine. Workers may call different
     places by one name, and only those with the same can poll.
     """
-    engine: str = ""
-    """What ran there, where the remote says so; "" where it does not."""
     cost_usd: float | None = None
     """What the remote said that it cost, else what its price in the manifest makes of it; None while unknown."""
+    engine: str = ""
+    """What ran there, where the remote says so; "" where it does not."""
 
 
 class Running(msgspec.Struct, frozen=True):
