@@ -124,9 +124,10 @@ def test_kill_9_of_the_other_loses_nothing(make_server, tmp_path) -> None:
     id_ = near.submit("until gate")
     handed_over(near, id_)
     far.kill_everything()
-    later = near.submit("ok")  # it waits: nothing takes it now
-    time.sleep(0.5)
-    assert "in_queue" == near.status(later)["status"]
+    later = near.submit("ok")
+    tried = f'"event":"remote took nothing","request":"{later}"'
+    eventually(lambda: tried in near.log.read_text(), 30, "it was tried, and not taken")
+    eventually(lambda: near.status(later)["status"] == "in_queue", 10, "it waits")
     far._arguments = ("--port", address)
     (tmp_path / "gate").touch()
     far.start()

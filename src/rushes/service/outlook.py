@@ -15,14 +15,13 @@ import msgspec
 from rushes.catalog.model import FILE_ROLES, Model
 from rushes.catalog.remotes import RemoteTable, estimate_usd, remote_table
 from rushes.catalog.roles import roles_of
-from rushes.catalog.routes import RemoteView
+from rushes.catalog.routes import DRAFT, RemoteView
 from rushes.catalog.routing import Outlook
 from rushes.errors import ManifestError
 from rushes.queue.base import Store
 from rushes.requests.ids import KeyId, WorkerId
 from rushes.requests.record import RemoteState, Request, Running, StatusView, WorkerRecord
 
-DRAFT: Final = "draft"
 _LAST_SEQ: Final = 2**62
 _PACE_SECONDS: Final = 5.0
 """How long what was measured of a model's pace is taken as true."""

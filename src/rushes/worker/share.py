@@ -8,12 +8,11 @@ from collections.abc import Iterable
 from typing import Final, NamedTuple
 
 from rushes.catalog.load import Catalog
-from rushes.catalog.routes import effective_routes, routed
+from rushes.catalog.routes import DRAFT, effective_routes, routed
 from rushes.catalog.routing import may_claim
 from rushes.requests.ids import WorkerId
 from rushes.requests.record import RemoteState, WorkerRecord
 
-DRAFT: Final = "draft"
 REMEMBERED_SECONDS: Final = 600.0
 """For which a worker that is gone counts as one that comes back."""
 
